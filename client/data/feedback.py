@@ -23,7 +23,7 @@ from typing import Any
 from pneumofed.client.archive.import_images import ImageStore, prepare_import
 from pneumofed.client.archive.query import Instance
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.client.data.manifest_update import Withdrawals, identify
+from pneumofed.client.data.manifest_update import Withdrawals, identify, unite_names
 from pneumofed.client.data.readings import ReadImage, Readings, ReadRow, read_export
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.cache import load_digests
@@ -232,8 +232,9 @@ class _Merge:
 
     def finish(self) -> Feedback:
         """Writes the readings, then the manifest, and returns what changed: a merge that dies between them is completed by the next."""
+        named = unite_names(self.site, self.withdrawals.pseudonyms, self.rows.values(), self.readings)
         self.readings.write(self.site.data)
-        settled = self.readings.settle(self.rows)
+        settled = self.readings.settle(dict(zip(self.rows, named, strict=True)))
         write_manifest(Manifest(tuple(settled.values())), self.site.manifest)
         read = self.readings.by_path()
         with_readings = {path: row for path, row in settled.items() if path in read}

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from pneumofed.client.federation import site_data
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.data.sources.table import find_column
-from pneumofed.common.data.tables import decode_table, parse_cells, plain_text
+from pneumofed.common.data.tables import decode_table, parse_cells, plain_text, spelling_variants
 from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import exclusive, write_file
 from pneumofed.common.imaging.dicom_header import Pseudonyms, load_pseudonyms
@@ -76,13 +76,15 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         with exclusive(site.data):
             withdrawals = Withdrawals.of(site.data, pseudonyms)
             manifest, report = _without_withdrawn(site, withdrawals, *_without_contradictions(manifest, report))
-            rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
-            new = {identify(record): record for record in manifest.records}
+            readings = Readings.of(site.data)
+            old = read_manifest(site.manifest).records if site.manifest.exists() else ()
+            named = unite_names(site, pseudonyms, [*old, *manifest.records], readings)
+            rows = {identify(record): record for record in named[: len(old)]}
+            new = {identify(record): record for record in named[len(old) :]}
             new = {key: _with_others(record, rows.get(key)) for key, record in new.items()}
             _delete_strays(site, withdrawals, rows.keys() | new.keys())
             added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
             rows |= new
-            readings = Readings.of(site.data)
             if readings.learn_originals(new):
                 readings.write(site.data)
                 rows = readings.settle(rows)
@@ -90,6 +92,19 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
     except OSError as error:
         raise DataError(f"{site.manifest} cannot be written: {error.strerror}; nothing was changed") from None
     return Addition(report, added, len(new) - added - unchanged, unchanged, len(rows))
+
+
+def unite_names(site: SiteFolder, pseudonyms: Pseudonyms, rows: Iterable[ImageRecord], readings: Readings) -> list[ImageRecord]:
+    """Returns `rows` with one name a patient: who stands there by number and by pseudonym has the pseudonym, also in `readings`, which
+    are written then, and in the site's splits, where he stays on his side. To be called while the lock of the site's data is held.
+    """
+    rows = list(rows)
+    names = pseudonyms.second_names(record.patient for record in rows)
+    if names:
+        readings.rename(names)
+        readings.write(site.data)
+        site_data.rename_split(site.work, names, held=site.data)
+    return [replace(record, patient=names.get(record.patient, record.patient)) for record in rows]
 
 
 def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
@@ -213,7 +228,6 @@ class Removal:
 
 
 _HEADERS = ("patient", "patientid", "subject", "subjectid", "mrn", "id")
-MOST_LEADING_ZEROS = 12
 _PICTURE = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..*")
 """Copies that are named by their bytes, also while they are written."""
 
@@ -321,21 +335,5 @@ def _is_known(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> b
 
 
 def _near_miss(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> str:
-    """What would have found somebody: spreadsheets cut leading zeros and write whole numbers as `42.0`."""
-    return next((change for change, text in _variants(plain_text(patient)) if _is_known(text, names, pseudonyms)), "")
-
-
-def _variants(text: str) -> Iterator[tuple[str, str]]:
-    bare = text.strip("\"'` ")
-    yield "without quotes", bare
-    whole = re.sub(r"[.,]0+$", "", bare)
-    yield "without the decimals", whole
-    plural = "without the decimals and " if whole != bare else ""
-    short = whole.lstrip("0")
-    for word in (whole, short):
-        for zeros in range(1, MOST_LEADING_ZEROS):
-            yield f"{plural}with {zeros} more leading zero{'s' * (zeros > 1)}", "0" * zeros + word
-    yield f"{plural}without leading zeros", short
-    yield "in capital letters", bare.upper()
-    yield "in small letters", bare.lower()
-    yield "without blanks and dashes", re.sub(r"[\s-]", "", bare)
+    """What would have found somebody."""
+    return next((change for change, text in spelling_variants(plain_text(patient)) if _is_known(text, names, pseudonyms)), "")

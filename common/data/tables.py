@@ -106,6 +106,7 @@ def _plain(cell: Any) -> Any:
 
 
 SEPARATORS = ",;\t"
+_MOST_LEADING_ZEROS = 12
 _SEP_LINE = re.compile(r"\"?sep=([^\s\w\"])\"?\r?\n?|\"?sep=(\t)\"?\r?\n?", re.IGNORECASE)
 _BLANKS = "\ufeff\u200b\u200c\u200d\u2060\0"
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
@@ -123,6 +124,23 @@ FIRST_CYRILLIC = 0xC0
 def plain_text(text: str) -> str:
     """Returns an identifier or a word in one form: Unicode's NFKC, in which a full-width digit is the digit, without blanks around."""
     return unicodedata.normalize("NFKC", text).strip().strip(_BLANKS).strip()
+
+
+def spelling_variants(text: str) -> Iterator[tuple[str, str]]:
+    """Iterates over (change, text) of what a number may have been before a spreadsheet had it: these cut leading zeros and write `42.0`."""
+    bare = text.strip("\"'` ")
+    yield "without quotes", bare
+    whole = re.sub(r"[.,]0+$", "", bare)
+    yield "without the decimals", whole
+    plural = "without the decimals and " if whole != bare else ""
+    short = whole.lstrip("0")
+    for word in (whole, short):
+        for zeros in range(1, _MOST_LEADING_ZEROS):
+            yield f"{plural}with {zeros} more leading zero{'s' * (zeros > 1)}", "0" * zeros + word
+    yield f"{plural}without leading zeros", short
+    yield "in capital letters", bare.upper()
+    yield "in small letters", bare.lower()
+    yield "without blanks and dashes", re.sub(r"[\s-]", "", bare)
 
 
 def read_columns(table: Path) -> list[str]:

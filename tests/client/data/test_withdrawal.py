@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pneumofed.client.archive.import_images import ImageStore, import_images
-from pneumofed.client.archive.query import ArchiveQuery, Instance
+from pneumofed.client.archive.query import Answer, ArchiveQuery, Instance, Level
 from pneumofed.client.data import feedback, manifest_update
 from pneumofed.client.data.manifest_update import merge_images, remove_patients
 from pneumofed.client.federation.site_data import SPLIT_FILE, load_site
@@ -126,7 +127,7 @@ class FourImages:
     def __init__(self, dies_after: int = 4, accession: str = "") -> None:
         self.left, self.accession = dies_after, accession
 
-    def search(self, level: str, conditions: Mapping[str, str]) -> list[dict[str, str]]:
+    def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
         """Matches never name their accession, so that only the image can confirm it."""
         study = conditions.get("StudyInstanceUID") or f"1.2.{conditions['AccessionNumber'][1:]}"
         series, image = {"SeriesInstanceUID": f"{study}.1", "Modality": "DX"}, {"SOPInstanceUID": f"{study}.1.1"}
@@ -142,7 +143,12 @@ class FourImages:
             "SeriesInstanceUID": instance.series_uid,
             "SOPInstanceUID": instance.sop_uid,
         }
-        tags = {"PatientID": "GONE", "AccessionNumber": self.accession or f"A{number}", "ViewPosition": "PA", **uids}
+        tags: dict[str, Any] = {
+            "PatientID": "GONE",
+            "AccessionNumber": self.accession or f"A{number}",
+            "ViewPosition": "PA",
+            **uids,
+        }
         return dicom_bytes(draw_radiograph(), BitsStored=12, **tags)
 
     def close(self) -> None: ...
