@@ -189,20 +189,36 @@ def read_rows(table: Path, required: Sequence[str], *, own: bool = False) -> Ite
         read_columns(table)
 
 
-def check_columns(table: Path, columns: Sequence[str], required: Sequence[str]) -> None:
+def describe_columns(columns: Sequence[str], known: Iterable[str]) -> str:
+    """Says in an error which columns a table has, unless its first row may be no header but a patient's.
+
+    Args:
+        columns: as `read_columns` gives them.
+        known: lower-case names; a first row that has one of them is a header.
+
+    Returns:
+        The end of a sentence.
+    """
+    if set(columns).isdisjoint(known):
+        return "its first row names no known column; is the header missing?"
+    return f"the columns there are: {', '.join(filter(None, columns))}"
+
+
+def check_columns(table: Path, columns: Sequence[str], required: Sequence[str], known: Iterable[str] = ()) -> None:
     """Refuses a table that lacks a column or has it twice.
 
     Args:
         table: the CSV file, which the error names.
         columns: the columns that it has, as `read_columns` gives them.
         required: lower-case names of columns that must be there exactly once.
+        known: other lower-case names by which a header can be told, see `describe_columns`.
 
     Raises:
         DataError: one of `required` is missing or there more than once.
     """
     for name in required:
         if name not in columns:
-            raise DataError(f"{table}: column '{name}' is missing; the columns there are: {', '.join(filter(None, columns))}")
+            raise DataError(f"{table}: column '{name}' is missing; {describe_columns(columns, {*required, *known})}")
         if columns.count(name) > 1:
             raise DataError(f"{table}: column '{name}' is there {columns.count(name)} times; keep one")
 
