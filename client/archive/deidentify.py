@@ -25,6 +25,7 @@ from pydicom.valuerep import DSfloat
 from pneumofed.client.archive.profile import (
     ACTIONS,
     CODES,
+    FIRST_NUMBERS,
     METHOD_CODES,
     NUMBERS,
     ORIENTATION,
@@ -35,7 +36,7 @@ from pneumofed.client.archive.profile import (
     Action,
 )
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.common.imaging.dicom_decode import LookupTable, read_lookup_table
+from pneumofed.common.imaging.dicom_decode import LookupTable, read_lookup_table, read_windows
 from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import age_years_of, all_texts_of, codes_of, numbers_of, text_of
@@ -212,8 +213,12 @@ def _identifying_parts(original: Dataset) -> set[str]:
 
 
 def _keep_numbers(clean: Dataset, original: Dataset, layout: PixelLayout) -> None:
+    """Keeps numbers so that the decoder reads in `clean` what it reads in `original`, whatever else stands beside them there."""
+    windows = read_windows(original)
+    pairs = {"WindowCenter": [window.center for window in windows], "WindowWidth": [window.width for window in windows]}
     for keyword in NUMBERS:
-        values = numbers_of(original, keyword)[:_MAX_VALUES]
+        values = pairs[keyword] if keyword in pairs else numbers_of(original, keyword)
+        values = values[: 1 if keyword in FIRST_NUMBERS else _MAX_VALUES]
         if values and not any(map(math.isnan, values)):
             clean[keyword] = _number_element(keyword, values, layout.signed)
 

@@ -79,7 +79,10 @@ NUMBERS = (
     *("KVP", "ExposureTime", "XRayTubeCurrent", "Exposure", "ExposureInuAs", "RelativeXRayExposure", "Sensitivity"),
     *("DistanceSourceToDetector", "DistanceSourceToPatient", "ExposureIndex", "TargetExposureIndex", "DeviationIndex"),
 )
-"""Kept where all values are numbers."""
+"""Kept as the decoder reads them: of `FIRST_NUMBERS` the first value, of windows the pairs that are usable, else all values or none."""
+
+FIRST_NUMBERS = frozenset({"PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope"})
+"""Attributes of one value, whatever a file has behind it."""
 
 TEXTS = ("Manufacturer", "ManufacturerModelName")
 """Kept unless a part of the patient's name, a number or a name of the hospital stands in them."""

@@ -23,7 +23,7 @@ from typing import Any
 from pneumofed.client.archive.import_images import ImageStore, prepare_import
 from pneumofed.client.archive.query import Instance
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.client.data.manifest_update import Withdrawals, identify
+from pneumofed.client.data.manifest_update import Withdrawals, identify, unite_names
 from pneumofed.client.data.readings import ReadImage, Readings, ReadRow, read_export
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.cache import load_digests
@@ -31,7 +31,7 @@ from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest,
 from pneumofed.common.data.sources.dicom import record_of
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.files import atomic_write, exclusive
-from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, read_header
+from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, load_pseudonyms, read_header
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.patient_groups import is_frontal
 from pneumofed.common.imaging.volumes import is_nifti
@@ -85,7 +85,7 @@ def add_feedback(site: SiteFolder, table: Path) -> Feedback:
         ConfigError: there is no such table, or the key of the pseudonyms cannot be used.
         DataError: the table, the manifest or readings.json is damaged, or cannot be written; the manifest is left as it was.
     """
-    rows, withdrawals = read_export(table), Withdrawals.of(site.data)
+    rows, pseudonyms = read_export(table), load_pseudonyms(site.data)
     digests = load_digests([row.path for row in rows], _cache(site), workers=1, series=True)
     by_image: dict[str, list[ReadRow]] = {}
     unreadable: dict[Path, SkipReason] = {}
@@ -96,7 +96,7 @@ def add_feedback(site: SiteFolder, table: Path) -> Feedback:
             by_image.setdefault(digest, []).append(row)
     try:
         with exclusive(site.data):
-            merge = _Merge.of(site, withdrawals)
+            merge = _Merge.of(site, Withdrawals.of(site.data, pseudonyms))
             skipped = Counter(unreadable.values())
             for digest, readings in by_image.items():
                 skipped.update(merge.take(digest, readings))
@@ -232,8 +232,9 @@ class _Merge:
 
     def finish(self) -> Feedback:
         """Writes the readings, then the manifest, and returns what changed: a merge that dies between them is completed by the next."""
+        named = unite_names(self.site, self.withdrawals.pseudonyms, self.rows.values(), self.readings)
         self.readings.write(self.site.data)
-        settled = self.readings.settle(self.rows)
+        settled = self.readings.settle(dict(zip(self.rows, named, strict=True)))
         write_manifest(Manifest(tuple(settled.values())), self.site.manifest)
         read = self.readings.by_path()
         with_readings = {path: row for path, row in settled.items() if path in read}

@@ -16,18 +16,19 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pneumofed.client.archive.import_images import ImageStore
 from pneumofed.client.data import readings
 from pneumofed.client.data.readings import Readings
 from pneumofed.client.federation import site_data
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.data.sources.table import find_column
-from pneumofed.common.data.tables import decode_table, parse_cells, plain_text
+from pneumofed.common.data.tables import decode_table, parse_cells, plain_text, spelling_variants
 from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import exclusive, write_file
 from pneumofed.common.imaging.dicom_header import Pseudonyms, load_pseudonyms
@@ -70,15 +71,20 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         ConfigError: the key of the pseudonyms cannot be used.
         DataError: the site's manifest is damaged or cannot be written; it is left as it was.
     """
-    manifest, report = _without_withdrawn(site, *_without_contradictions(manifest, report))
+    pseudonyms = load_pseudonyms(site.data)
     try:
         with exclusive(site.data):
-            rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
-            new = {identify(record): record for record in manifest.records}
+            withdrawals = Withdrawals.of(site.data, pseudonyms)
+            manifest, report = _without_withdrawn(site, withdrawals, *_without_contradictions(manifest, report))
+            readings = Readings.of(site.data)
+            old = read_manifest(site.manifest).records if site.manifest.exists() else ()
+            named = unite_names(site, pseudonyms, [*old, *manifest.records], readings)
+            rows = {identify(record): record for record in named[: len(old)]}
+            new = {identify(record): record for record in named[len(old) :]}
             new = {key: _with_others(record, rows.get(key)) for key, record in new.items()}
+            _delete_strays(site, withdrawals, rows.keys() | new.keys())
             added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
             rows |= new
-            readings = Readings.of(site.data)
             if readings.learn_originals(new):
                 readings.write(site.data)
                 rows = readings.settle(rows)
@@ -86,6 +92,19 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
     except OSError as error:
         raise DataError(f"{site.manifest} cannot be written: {error.strerror}; nothing was changed") from None
     return Addition(report, added, len(new) - added - unchanged, unchanged, len(rows))
+
+
+def unite_names(site: SiteFolder, pseudonyms: Pseudonyms, rows: Iterable[ImageRecord], readings: Readings) -> list[ImageRecord]:
+    """Returns `rows` with one name a patient: who stands there by number and by pseudonym has the pseudonym, also in `readings`, which
+    are written then, and in the site's splits, where he stays on his side. To be called while the lock of the site's data is held.
+    """
+    rows = list(rows)
+    names = pseudonyms.second_names(record.patient for record in rows)
+    if names:
+        readings.rename(names)
+        readings.write(site.data)
+        site_data.rename_split(site.work, names, held=site.data)
+    return [replace(record, patient=names.get(record.patient, record.patient)) for record in rows]
 
 
 def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
@@ -113,15 +132,15 @@ class Withdrawals:
     pseudonyms: Pseudonyms
 
     @classmethod
-    def of(cls, folder: Path) -> Withdrawals:
-        """Reads the list in `folder`, the manifest's; not to be called while its lock is held.
+    def of(cls, folder: Path, pseudonyms: Pseudonyms) -> Withdrawals:
+        """Reads the list in `folder`, the manifest's; to be called while its lock is held, so that no other process's change is missed.
 
-        Raises:
-            ConfigError: the key of the pseudonyms cannot be used.
+        Args:
+            folder: its list may be missing.
+            pseudonyms: the site's; to load them takes the lock, so they come from before.
         """
         path = folder / WITHDRAWALS_FILE
-        listed = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
-        return cls(listed, load_pseudonyms(folder))
+        return cls(frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset(), pseudonyms)
 
     def cover(self, patient: str) -> bool:
         """Reports whether `patient`, a pseudonym or a number, is among them."""
@@ -150,12 +169,21 @@ def _without_contradictions(manifest: Manifest, report: DataReport) -> tuple[Man
     return _leave_out(manifest, report, gone, SkipReason.CONTRADICTED) if gone else (manifest, report)
 
 
-def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
-    withdrawals = Withdrawals.of(site.data)
+def _without_withdrawn(
+    site: SiteFolder, withdrawals: Withdrawals, manifest: Manifest, report: DataReport
+) -> tuple[Manifest, DataReport]:
     gone = [record for record in manifest.records if withdrawals.cover(record.patient)]
     for record in gone:
-        site.delete_copy(record)
+        site.delete_copy(record.path)
     return _leave_out(manifest, report, gone, SkipReason.WITHDRAWN) if gone else (manifest, report)
+
+
+def _delete_strays(site: SiteFolder, withdrawals: Withdrawals, rows: Collection[str]) -> None:
+    """Deletes copies of patients who have withdrawn that came without a row, as by an import that died."""
+    strays = ImageStore(site.images, withdrawals.pseudonyms).patients(besides=rows) if withdrawals.listed else ()
+    for path, patient in strays:
+        if withdrawals.cover(patient):
+            site.delete_copy(Path(path))
 
 
 def _leave_out(
@@ -184,8 +212,8 @@ def _same(old: ImageRecord, new: ImageRecord) -> bool:
 class Removal:
     """What a removal changed, in counts: patients found, rows taken out, copies deleted, rows left.
 
-    `not_found` has the lines of the list (from 1) whose patient had no row, each with what would have found one; empty where nothing
-    would. It never holds a number of a patient.
+    `not_found` has the lines of the list (from 1) whose patient had neither a row nor a copy, each with what would have found one; empty
+    where nothing would. It never holds a number of a patient.
     """
 
     patients: int
@@ -200,7 +228,8 @@ class Removal:
 
 
 _HEADERS = ("patient", "patientid", "subject", "subjectid", "mrn", "id")
-MOST_LEADING_ZEROS = 12
+_PICTURE = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..*")
+"""Copies that are named by their bytes, also while they are written."""
 
 
 def read_list(content: bytes) -> dict[int, str]:
@@ -243,11 +272,12 @@ def read_list(content: bytes) -> dict[int, str]:
 def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str]) -> Removal:
     """Removes the patients and keeps them out; each is given by the hospital's own number or by the manifest's name for him.
 
-    One who has no row is put on the list all the same, so that no later import brings him in, and is named by his line: only the
-    hospital can know whether he was never here, or is written otherwise.
+    Copies go whether they have a row or not: an import may have died before it wrote its rows. One who has no image here is put on the
+    list all the same, so that no later import brings him in, and is named by his line: only the hospital can know whether he was never
+    here, or is written otherwise.
 
-    The list of the withdrawn is written first, then copies and cache go, then the rows: a removal that was interrupted is completed by
-    the same command.
+    The list of the withdrawn is written first, then copies and cache go, then the rows, then the side in the splits, which a run draws
+    anew for who has rows: a removal that was interrupted is completed by the same command.
 
     Args:
         site: the site's folder.
@@ -255,32 +285,49 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
-        DataError: the manifest is missing or damaged, or a file cannot be deleted.
+        DataError: the manifest is damaged, or a file cannot be deleted.
     """
     asked = dict(patients) if isinstance(patients, Mapping) else dict(enumerate(patients, start=1))
-    withdrawals = Withdrawals.of(site.data).extended(asked.values())
+    pseudonyms = load_pseudonyms(site.data)
     try:
-        site_data.forget_split(Path(site.config.work_dir), withdrawals.cover)
         with exclusive(site.data):
+            withdrawals = Withdrawals.of(site.data, pseudonyms).extended(asked.values())
             withdrawals.write(site.data)
+            rows = read_manifest(site.manifest).records if site.manifest.exists() else ()
+            owners = _owners(site, pseudonyms, rows)
+            gone = {path for path, patient in owners if not patient or withdrawals.cover(patient)}
+            deleted = {path for path in gone if site.delete_copy(Path(path))}
             readings.forget_readings(site.data, withdrawals.cover)
-            rows = read_manifest(site.manifest).records
-            gone = [record for record in rows if withdrawals.cover(record.patient)]
-            files = sum(site.delete_copy(record) for record in gone)
             cache = Path(site.config.work_dir) / "cache"
             if cache.exists():
                 shutil.rmtree(cache)
-            left = tuple(record for record in rows if not withdrawals.cover(record.patient))
-            write_manifest(Manifest(left), site.manifest)
+            kept = [record for record in rows if identify(record) not in deleted]
+            left = tuple(record for record in kept if not withdrawals.cover(record.patient))
+            if rows:
+                write_manifest(Manifest(left), site.manifest)
+        site_data.forget_split(Path(site.config.work_dir), withdrawals.cover)
     except OSError as error:
         raise DataError(f"{site.data} cannot be changed: {error.strerror}; fix that and give the same command again") from None
-    names, pseudonyms = {record.patient for record in rows}, withdrawals.pseudonyms
+    names = {patient for _, patient in owners if patient}
     missed = {
         line: _near_miss(patient, names, pseudonyms)
         for line, patient in asked.items()
         if plain_text(patient) and not _is_known(patient, names, pseudonyms)
     }
-    return Removal(len({record.patient for record in gone}), len(gone), files, len(left), missed)
+    return Removal(sum(map(withdrawals.cover, names)), len(rows) - len(left), len(deleted), len(left), missed)
+
+
+def _owners(site: SiteFolder, pseudonyms: Pseudonyms, rows: Sequence[ImageRecord]) -> list[tuple[str, str]]:
+    """(file, patient) of each row, of each image that readers took out of the rows, and of each copy as its own header says it.
+
+    So copies without a row have an owner too. Only a picture has no header: where a merge of readings died, nobody knows whose those
+    are that it had copied, and the patient is empty.
+    """
+    by_row = [(identify(record), record.patient) for record in rows]
+    known = {path: image.patient for path, image in Readings.of(site.data).by_path().items()} | dict(by_row)
+    pictures = [os.path.realpath(file) for file in site.images.glob("*") if _PICTURE.fullmatch(file.name)]
+    lost = [(path, "") for path in pictures if path not in known]
+    return [*by_row, *known.items(), *ImageStore(site.images, pseudonyms).patients(), *lost]
 
 
 def _is_known(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> bool:
@@ -288,21 +335,5 @@ def _is_known(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> b
 
 
 def _near_miss(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> str:
-    """What would have found somebody: spreadsheets cut leading zeros and write whole numbers as `42.0`."""
-    return next((change for change, text in _variants(plain_text(patient)) if _is_known(text, names, pseudonyms)), "")
-
-
-def _variants(text: str) -> Iterator[tuple[str, str]]:
-    bare = text.strip("\"'` ")
-    yield "without quotes", bare
-    whole = re.sub(r"[.,]0+$", "", bare)
-    yield "without the decimals", whole
-    plural = "without the decimals and " if whole != bare else ""
-    short = whole.lstrip("0")
-    for word in (whole, short):
-        for zeros in range(1, MOST_LEADING_ZEROS):
-            yield f"{plural}with {zeros} more leading zero{'s' * (zeros > 1)}", "0" * zeros + word
-    yield f"{plural}without leading zeros", short
-    yield "in capital letters", bare.upper()
-    yield "in small letters", bare.lower()
-    yield "without blanks and dashes", re.sub(r"[\s-]", "", bare)
+    """What would have found somebody."""
+    return next((change for change, text in spelling_variants(plain_text(patient)) if _is_known(text, names, pseudonyms)), "")

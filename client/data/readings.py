@@ -104,6 +104,11 @@ class Readings:
         """The images that have a row in the manifest, or had one."""
         return {image.path: image for image in self.images.values() if image.path is not None}
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Renames patients: `names` has the new name by the old one."""
+        for digest, image in self.images.items():
+            self.images[digest] = replace(image, patient=names.get(image.patient, image.patient))
+
     def learn_originals(self, rows: Mapping[str, ImageRecord]) -> bool:
         """Takes the labels of `rows` (by resolved path) for the original ones; returns whether any row has readings."""
         known = {digest: image for digest, image in self.images.items() if image.path in rows}

@@ -2,7 +2,7 @@
 
     find_site_config, read_site_config, read_connection    the site's files
     load_site                                              its images for one experiment, decoded or from the cache
-    split_site, forget_split                               which patients are kept for validation, remembered
+    split_site, forget_split, rename_split                 which patients are kept for validation, remembered
     site_log                                               this process's log, in the site's folder
 
 Who is in validation is the hospital's to draw: by a keyed hash of each patient under `work_dir/split.key`, each alone, so that data sets
@@ -23,7 +23,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,6 +223,33 @@ def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
     with file.locked() as splits:
         left = {name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in splits.items()}
         file.write(left, forget=True)
+
+
+def rename_split(work_dir: Path, names: Mapping[str, str], held: Path) -> None:
+    """Renames patients in all splits, so that each stays on his side. Who was on both under two names is in training from now on.
+
+    Args:
+        work_dir: keeps the splits; nothing happens where there are none.
+        names: the new name by the old one.
+        held: a folder whose lock the caller holds; it may be `work_dir`.
+
+    Raises:
+        DataError: the list of splits is damaged.
+        OSError: it cannot be written.
+    """
+    file = _file(work_dir)
+    if not file.path.exists():
+        return
+    with nullcontext(file.read()) if work_dir.samefile(held) else file.locked() as splits:
+        file.write({name: _renamed(sides, names) for name, sides in splits.items()})
+
+
+def _renamed(sides: SplitSides, names: Mapping[str, str]) -> SplitSides:
+    found: SplitSides = {}
+    for patient, side in sides.items():
+        name = names.get(patient, patient)
+        found[name] = side and found.get(name, True)  # nobody is judged on who was trained on
+    return found
 
 
 def class_number(experiment: ExperimentConfig) -> int:

@@ -10,7 +10,6 @@ from pneumofed.client.federation.policy import read_policy
 from pneumofed.client.federation.site_data import read_connection, read_site_config
 from pneumofed.common.audit.log import AuditLog
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
-from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 
 APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
@@ -84,9 +83,9 @@ class SiteFolder:
         """Copies that the site itself wrote, on an import from the archive."""
         return self.data / "images"
 
-    def delete_copy(self, record: ImageRecord) -> bool:
+    def delete_copy(self, path: Path) -> bool:
         """Deletes the image and returns True if the site itself wrote it, on an import from the archive."""
-        path = record.path.resolve()
+        path = path.resolve()
         if not path.is_relative_to(self.images.resolve()) or not path.exists():
             return False
         path.unlink()

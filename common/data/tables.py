@@ -106,6 +106,7 @@ def _plain(cell: Any) -> Any:
 
 
 SEPARATORS = ",;\t"
+_MOST_LEADING_ZEROS = 12
 _SEP_LINE = re.compile(r"\"?sep=([^\s\w\"])\"?\r?\n?|\"?sep=(\t)\"?\r?\n?", re.IGNORECASE)
 _BLANKS = "\ufeff\u200b\u200c\u200d\u2060\0"
 _BEYOND_ASCII = re.compile(rb"[\x80-\xff]+")
@@ -123,6 +124,23 @@ FIRST_CYRILLIC = 0xC0
 def plain_text(text: str) -> str:
     """Returns an identifier or a word in one form: Unicode's NFKC, in which a full-width digit is the digit, without blanks around."""
     return unicodedata.normalize("NFKC", text).strip().strip(_BLANKS).strip()
+
+
+def spelling_variants(text: str) -> Iterator[tuple[str, str]]:
+    """Iterates over (change, text) of what a number may have been before a spreadsheet had it: these cut leading zeros and write `42.0`."""
+    bare = text.strip("\"'` ")
+    yield "without quotes", bare
+    whole = re.sub(r"[.,]0+$", "", bare)
+    yield "without the decimals", whole
+    plural = "without the decimals and " if whole != bare else ""
+    short = whole.lstrip("0")
+    for word in (whole, short):
+        for zeros in range(1, _MOST_LEADING_ZEROS):
+            yield f"{plural}with {zeros} more leading zero{'s' * (zeros > 1)}", "0" * zeros + word
+    yield f"{plural}without leading zeros", short
+    yield "in capital letters", bare.upper()
+    yield "in small letters", bare.lower()
+    yield "without blanks and dashes", re.sub(r"[\s-]", "", bare)
 
 
 def read_columns(table: Path) -> list[str]:
@@ -171,20 +189,36 @@ def read_rows(table: Path, required: Sequence[str], *, own: bool = False) -> Ite
         read_columns(table)
 
 
-def check_columns(table: Path, columns: Sequence[str], required: Sequence[str]) -> None:
+def describe_columns(columns: Sequence[str], known: Iterable[str]) -> str:
+    """Says in an error which columns a table has, unless its first row may be no header but a patient's.
+
+    Args:
+        columns: as `read_columns` gives them.
+        known: lower-case names; a first row that has one of them is a header.
+
+    Returns:
+        The end of a sentence.
+    """
+    if set(columns).isdisjoint(known):
+        return "its first row names no known column; is the header missing?"
+    return f"the columns there are: {', '.join(filter(None, columns))}"
+
+
+def check_columns(table: Path, columns: Sequence[str], required: Sequence[str], known: Iterable[str] = ()) -> None:
     """Refuses a table that lacks a column or has it twice.
 
     Args:
         table: the CSV file, which the error names.
         columns: the columns that it has, as `read_columns` gives them.
         required: lower-case names of columns that must be there exactly once.
+        known: other lower-case names by which a header can be told, see `describe_columns`.
 
     Raises:
         DataError: one of `required` is missing or there more than once.
     """
     for name in required:
         if name not in columns:
-            raise DataError(f"{table}: column '{name}' is missing; the columns there are: {', '.join(filter(None, columns))}")
+            raise DataError(f"{table}: column '{name}' is missing; {describe_columns(columns, {*required, *known})}")
         if columns.count(name) > 1:
             raise DataError(f"{table}: column '{name}' is there {columns.count(name)} times; keep one")
 

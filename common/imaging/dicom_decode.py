@@ -108,6 +108,12 @@ def is_padding(dataset: Dataset, layout: PixelLayout, values: np.ndarray) -> np.
     return (values >= min(ends)) & (values <= max(ends))
 
 
+def read_windows(dataset: Dataset) -> list[Window]:
+    """Reads the usable pairs of Window Center (0028,1050) and Window Width (0028,1051); the first one counts."""
+    pairs = zip(numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth"), strict=False)
+    return [Window(center, width) for center, width in pairs if not math.isnan(center) and width > 0]
+
+
 def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
     """Reads the first item of a LUT sequence (PS3.3, C.11.1.1.1).
 
@@ -256,18 +262,12 @@ def _apply_voi(dataset: FileDataset, values: np.ndarray, window: Window | None) 
     table = read_lookup_table(dataset, "VOILUTSequence", values)
     if table:
         return np.clip(table.apply(values) / table.full_scale, 0, 1), None
-    window = _file_window(dataset)
+    window = next(iter(read_windows(dataset)), None)
     if window:
         return apply_window(values, window, _voi_function(dataset)), window
     if code_of(dataset, "Modality") == "CT":
         return apply_window(values, LUNG_WINDOW), LUNG_WINDOW
     return stretch(values), None
-
-
-def _file_window(dataset: Dataset) -> Window | None:
-    """The first usable pair of Window Center (0028,1050) and Window Width (0028,1051)."""
-    pairs = zip(numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth"), strict=False)
-    return next((Window(center, width) for center, width in pairs if not math.isnan(center) and width > 0), None)
 
 
 def _voi_function(dataset: Dataset) -> VoiFunction:

@@ -15,6 +15,7 @@ import logging
 import re
 import secrets
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -175,6 +176,12 @@ class Pseudonyms:
     def is_pseudonym(text: str) -> bool:
         """Checks whether `text` has the form of a patient's pseudonym."""
         return re.fullmatch(r"P[0-9a-f]{24}", text) is not None
+
+    def second_names(self, names: Iterable[str]) -> dict[str, str]:
+        """Finds who stands in `names` twice, by number and by pseudonym: the pseudonym by the number."""
+        known = set(names)
+        numbers = (name for name in known if not self.is_pseudonym(name))
+        return {name: pseudonym for name in numbers if (pseudonym := self.patient(name)) in known}
 
     def accession(self, number: str) -> str:
         """Computes `A` and 15 hexadecimal digits for an Accession Number (0008,0050), which has 16 characters (PS3.5, 6.2: SH)."""

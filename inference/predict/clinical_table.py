@@ -23,7 +23,7 @@ import numpy as np
 from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.data.clinical import SourceColumn, Values, find_sources, read_values
 from pneumofed.common.data.manifest import read_age, read_sex
-from pneumofed.common.data.tables import plain_text, read_columns, read_rows
+from pneumofed.common.data.tables import describe_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError
 
 
@@ -106,7 +106,8 @@ def read_clinical_table(path: Path, schema: ClinicalConfig, names: Mapping[str, 
     present = read_columns(path)
     key = next((name for name in ("file", "path", "image", "filename") if name in present), None)
     if key is None:
-        raise DataError(f"{path}: no column 'file' says which image a row is about; columns there: {', '.join(present)}")
+        known = [*(column.name.lower() for column in schema.columns), *(name.lower() for name in (names or {}).values() if name)]
+        raise DataError(f"{path}: no column 'file' says which image a row is about; {describe_columns(present, known)}")
     sources = find_sources(schema, [name for name in present if name != key], names or {}, str(path))
     if not sources:
         wanted = ", ".join(column.name for column in schema.columns)

@@ -17,7 +17,7 @@ from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import LABELS, DataReport, ImageRecord, Manifest
 from pneumofed.common.data.sources.public_sets import is_kaggle
 from pneumofed.common.data.sources.table import find_columns
-from pneumofed.common.data.tables import read_columns, read_rows
+from pneumofed.common.data.tables import describe_columns, read_columns, read_rows
 from pneumofed.common.errors import ConfigError, SkipReason, counted
 from pneumofed.common.seeds import derive_seed
 from pneumofed.simulation.hospitals.partition import partition
@@ -204,8 +204,8 @@ def _column(cfg: SimulationConfig) -> dict[Path, str]:
     if not table.is_file():
         raise ConfigError(f"partition: column:{cfg.column} needs a table as data, and {cfg.data} is none")
     columns, base = find_columns(table, {}), table.resolve().parent
-    if cfg.column not in read_columns(table):
-        raise ConfigError(f"partition: {table} has no column '{cfg.column}'; there are {', '.join(read_columns(table))}")
+    if cfg.column not in (present := read_columns(table)):
+        raise ConfigError(f"partition: {table} has no column '{cfg.column}'; {describe_columns(present, columns.values())}")
     return {base / row[columns["path"]]: row[cfg.column].strip() for _, row in read_rows(table, [columns["path"], cfg.column])}
 
 

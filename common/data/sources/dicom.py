@@ -9,7 +9,7 @@ from pathlib import Path
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, read_sex
 from pneumofed.common.data.sources.table import collect, find_column, holds_dicom, is_dicom_file, walk_files
-from pneumofed.common.data.tables import plain_text, read_columns, read_rows
+from pneumofed.common.data.tables import describe_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.files import OnProgress, count_off, tell_nobody
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
@@ -108,7 +108,7 @@ def read_labels(table: Path, words: LabelWords | None = None) -> Labels:
     if not columns:
         raise DataError(
             f"{table}: no column tells which image a label is for; expected one named SOPInstanceUID, SeriesInstanceUID, "
-            f"StudyInstanceUID, AccessionNumber or filename. The columns there are: {', '.join(present)}"
+            f"StudyInstanceUID, AccessionNumber or filename; {describe_columns(present, ['label'])}"
         )
     labels: Labels = {kind: {} for kind in columns}
     for number, row in read_rows(table, ["label", *columns.values()]):

@@ -22,7 +22,7 @@ from pneumofed.common.data.manifest import (
     read_age,
     read_sex,
 )
-from pneumofed.common.data.tables import check_columns, plain_text, read_columns, read_rows
+from pneumofed.common.data.tables import check_columns, describe_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.common.imaging.patient_groups import is_frontal
 
@@ -106,16 +106,17 @@ def find_columns(table: Path, columns: Mapping[str, str]) -> dict[str, str]:
         ConfigError: the file does not exist, or `columns` names something that no manifest has.
         DataError: a column is not there, or none is known for the path, the patient or the label.
     """
-    present = read_columns(table)
+    present, chosen = read_columns(table), [plain_text(column).lower() for column in columns.values()]
     found = {name: find_column(present, usual) for name, usual in _USUAL_NAMES.items()}
+    known = {*chosen, *filter(None, found.values())}
     for name, column in columns.items():
         if name not in MANIFEST_COLUMNS:
             raise ConfigError(f"columns: '{name}' is no column of a manifest; expected some of {', '.join(MANIFEST_COLUMNS)}")
-        check_columns(table, present, [plain_text(column).lower()])
+        check_columns(table, present, [plain_text(column).lower()], known)
         found[name] = plain_text(column).lower()
     for name in MANIFEST_COLUMNS[:3]:
         if found[name] is None:
-            raise DataError(f"{table}: no column looks like the {name}; say which is. Columns there: {', '.join(present)}")
+            raise DataError(f"{table}: no column looks like the {name}; say which is; {describe_columns(present, known)}")
     return {name: column for name, column in found.items() if column is not None}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from pydicom.uid import (
 
 from pneumofed.client.archive.deidentify import coarse_age, deidentify, encode_file
 from pneumofed.client.archive.import_images import ImportRules, prepare_import
-from pneumofed.client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
+from pneumofed.client.archive.profile import ACTIONS, KEPT, NUMBERS, WRITTEN, Action
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.dicom_header import Pseudonyms
-from pneumofed.common.imaging.images import read_image
+from pneumofed.common.imaging.dicom_tags import ASPECT_TAGS
+from pneumofed.common.imaging.images import decode_image, read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item, make_dataset
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
@@ -232,3 +234,50 @@ def test_keep_burnt_in_and_all_views_overrule() -> None:
         parse_file(data), UIDS["SOPInstanceUID"], PSEUDONYMS, ImportRules(frontal_only=False, keep_burnt_in=True)
     )
     assert dcmread(BytesIO(written)).BurnedInAnnotation == "YES"
+
+
+FILE = {
+    "PixelPaddingValue": "4000", "PixelPaddingRangeLimit": "4095", "RescaleIntercept": "-100", "RescaleSlope": "2",
+    "WindowCenter": "2048", "WindowWidth": "1024", **dict.fromkeys(ASPECT_TAGS, r"2\1"),
+}  # fmt: skip
+"""All numbers that the decoder reads, as a file has them."""
+SPELT = (
+    r"{0}\{1}",
+    r"{0}\{1}\{1}",
+    "{0}\\",
+    r"\{0}",
+    r"{0}\N/A",
+    r"N/A\{0}",
+    "N/A",
+    "",
+    "{0},5",
+    r"0\{0}",
+    r"-1\{0}",
+    20 * r"\{0}",
+)
+"""Values that follow, a trailing or leading empty one, text for one or all of them, and none that a window may have."""
+
+
+def _seen(data: bytes) -> tuple[Any, ...]:
+    """What a model would be given of a file."""
+    try:
+        image = decode_image(data)
+    except ImageError as error:
+        return (error.reason,)
+    return image.pixels.tobytes(), image.pixels.shape, image.info.window, image.info.inverted
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value")
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+@pytest.mark.parametrize("tag", sorted(FILE))
+def test_the_file_that_is_written_decodes_as_the_original_whatever_is_wrong_with_its_numbers(tag: str, syntax: UID) -> None:
+    assert set(FILE) <= set(NUMBERS)
+    whole = {"WindowCenter", "WindowWidth"} if tag.startswith("Window") else {*FILE} - {*ASPECT_TAGS} | {tag}
+    used = {*whole, *ASPECT_TAGS[ASPECT_TAGS.index(tag) :]} if tag in ASPECT_TAGS else whole
+    second = {"WindowCenter": "1000", "WindowWidth": "500"}
+    for spelt, other in product(SPELT, SPELT if tag == "WindowCenter" else ("{0}",)):
+        numbers = {name: FILE[name] for name in used} | {tag: spelt.format(FILE[tag], second.get(tag, FILE[tag]))}
+        if tag == "WindowCenter":
+            numbers["WindowWidth"] = other.format("1024", "500")
+        original = dicom_bytes(draw_radiograph(), syntax=syntax, BitsStored=12, text=numbers, **UIDS)
+        assert _seen(encode_file(deidentify(parse_file(original), PSEUDONYMS))) == _seen(original), (spelt, other)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pneumofed.client.archive.import_images import ImageStore, import_images
+from pneumofed.client.archive.query import Answer, ArchiveQuery, Instance, Level
+from pneumofed.client.data import feedback, manifest_update
 from pneumofed.client.data.manifest_update import merge_images, remove_patients
+from pneumofed.client.federation.site_data import SPLIT_FILE, load_site
 from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.config.experiment import ExperimentConfig, ImageConfig
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest
 from pneumofed.common.errors import SkipReason
+from pneumofed.common.files import exclusive
+from pneumofed.common.imaging.dicom_header import load_pseudonyms, read_header
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image, write_table
+from tests.dicom_factory import dicom_bytes, draw_radiograph, write_dicom
 
 
 @pytest.fixture
@@ -108,3 +119,194 @@ def test_a_list_that_names_nobody_is_a_wrong_command(site: Path, content: bytes)
     (site / "list.csv").write_bytes(content)
     assert run_data(site, "remove", "--patients", str(site / "list.csv"))[0] == 2
     assert len(manifest_of(site)) == 8
+
+
+class FourImages:
+    """An archive of four examinations, `A1` to `A4`, each with one image of the patient `GONE`. It dies after `dies_after` of them."""
+
+    def __init__(self, dies_after: int = 4, accession: str = "") -> None:
+        self.left, self.accession = dies_after, accession
+
+    def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
+        """Matches never name their accession, so that only the image can confirm it."""
+        study = conditions.get("StudyInstanceUID") or f"1.2.{conditions['AccessionNumber'][1:]}"
+        series, image = {"SeriesInstanceUID": f"{study}.1", "Modality": "DX"}, {"SOPInstanceUID": f"{study}.1.1"}
+        return [{"STUDY": {"StudyInstanceUID": study}, "SERIES": series, "IMAGE": image}[level]]
+
+    def fetch(self, instance: Instance) -> bytes:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        number = instance.study_uid.split(".")[-1]
+        uids = {
+            "StudyInstanceUID": instance.study_uid,
+            "SeriesInstanceUID": instance.series_uid,
+            "SOPInstanceUID": instance.sop_uid,
+        }
+        tags: dict[str, Any] = {
+            "PatientID": "GONE",
+            "AccessionNumber": self.accession or f"A{number}",
+            "ViewPosition": "PA",
+            **uids,
+        }
+        return dicom_bytes(draw_radiograph(), BitsStored=12, **tags)
+
+    def close(self) -> None: ...
+
+
+def import_from(archive: FourImages, site: SiteFolder) -> None:
+    labels = {"accession": {f"A{number}": "normal" for number in range(1, 5)}}
+    arrival = import_images(archive, ArchiveQuery(), labels, ImageStore(site.images, load_pseudonyms(site.data)))
+    merge_images(site, arrival.manifest, arrival.report)
+
+
+def copies_of(site: SiteFolder, patient: str) -> int:
+    pseudonym = load_pseudonyms(site.data).patient(patient)
+    return sum(read_header(file).patient == pseudonym for file in site.images.iterdir() if ".dcm" in file.name)
+
+
+def import_interrupted(site: SiteFolder) -> int:
+    with pytest.raises(KeyboardInterrupt):
+        import_from(FourImages(dies_after=3), site)
+    whole = next(site.images.glob("*.dcm"))
+    (site.images / f".{whole.name}.x7_k2a").write_bytes(
+        whole.read_bytes()[:1500]
+    )  # as a process leaves it that is killed in a write
+    return 4
+
+
+def import_unconfirmed(site: SiteFolder) -> int:
+    import_from(FourImages(accession="another"), site)
+    return 4
+
+
+def set_aside(site: SiteFolder) -> int:
+    """The reading room brought a radiograph and a picture, and then its readers came to differ on both."""
+    room = write_dicom(site.path / "room.dcm", draw_radiograph(), SOPInstanceUID="1.2.3.4", PatientID="GONE")
+    picture = write_image(site.path / "room.png", 77)
+    rows = [f"{file},GONE,viral,PA,ann,2026-03-01" for file in (room, picture)]
+    differing = [f"{file},GONE,normal,PA,bob,2026-03-02" for file in (room, picture)]
+    for count, export in ((2, rows), (0, rows + differing)):
+        table = write_table(site.path / "export.csv", "path,patient,label,view,reader,time", *export)
+        feedback.add_feedback(site, table)
+        assert (
+            sum("GONE" not in row.patient and row.path.is_relative_to(site.images) for row in manifest_of(site.path).records)
+            == count
+        )
+    return 2
+
+
+def feedback_interrupted(site: SiteFolder) -> int:
+    picture = write_image(site.path / "room.png", 77)
+    table = write_table(site.path / "export.csv", "path,patient,label,view", f"{picture},GONE,viral,PA")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(feedback._Merge, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        feedback.add_feedback(site, table)
+    return 1
+
+
+@pytest.mark.parametrize("leave", [import_interrupted, import_unconfirmed, set_aside, feedback_interrupted])
+def test_copies_without_a_row_go_too(site: Path, leave: Callable[[SiteFolder], int]) -> None:
+    opened = SiteFolder.open(site)
+    left = leave(opened)
+    listed = [file for file in opened.images.iterdir() if file.suffix not in (".json", ".sum")]
+    assert left <= len(listed)
+    assert "GONE" not in manifest_of(site).patients and len(manifest_of(site)) == 8
+    assert remove_patients(opened, ["GONE"]).files == left
+    assert not copies_of(opened, "GONE")
+    assert not [file for file in opened.images.iterdir() if file in listed and file.name != "lock"]
+
+
+def test_copies_are_found_where_no_import_came_to_write_a_manifest(tmp_path: Path) -> None:
+    opened = SiteFolder.open(make_site(tmp_path / "fresh"))
+    import_interrupted(opened)
+    removal = remove_patients(opened, ["GONE"])
+    assert (removal.patients, removal.rows, removal.files, removal.not_found) == (1, 0, 4, {})
+    assert not opened.manifest.exists()
+
+
+def test_copies_without_a_row_that_come_after_the_withdrawal_go_with_the_next_addition(site: Path) -> None:
+    opened = SiteFolder.open(site)
+    remove_patients(opened, ["GONE"])
+    import_unconfirmed(opened)
+    assert not copies_of(opened, "GONE")
+
+
+def test_copies_of_others_without_a_row_stay(site: Path) -> None:
+    opened = SiteFolder.open(site)
+    import_interrupted(opened)
+    set_aside(opened)
+    before = sorted(opened.images.iterdir())
+    assert remove_patients(opened, ["MRN-1"]).files == 0
+    assert sorted(opened.images.iterdir()) == before
+
+
+Ahead = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def before_the_lock(monkeypatch: pytest.MonkeyPatch) -> Ahead:
+    """Takes what another process does between the start of the next command and its turn at the lock of the site's data."""
+
+    def plan(work: Callable[[], object]) -> None:
+        pending = [work]
+
+        @contextmanager
+        def waited(folder: Path) -> Iterator[None]:
+            while pending:
+                pending.pop()()
+            with exclusive(folder):
+                yield
+
+        for module in (manifest_update, feedback):
+            monkeypatch.setattr(module, "exclusive", waited)
+
+    return plan
+
+
+def listed_of(site: SiteFolder) -> set[str]:
+    """Patients on the list, none of whom has a row."""
+    listed = set((site.data / "withdrawn.txt").read_text().split())
+    assert not listed & set(manifest_of(site.path).patients)
+    return listed
+
+
+def test_of_two_removals_that_wait_for_each_other_none_is_lost(site: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    remove_patients(opened, ["MRN-2"])
+    pseudonyms = load_pseudonyms(opened.data)
+    assert {pseudonyms.patient("MRN-1"), pseudonyms.patient("MRN-2")} <= listed_of(opened)
+    assert len(manifest_of(site)) == 4
+
+
+def test_an_addition_that_waited_for_a_removal_brings_nobody_back(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    report = run_data(site, "add", "table", str(tmp_path / "t.csv"))[1]
+    assert listed_of(opened)
+    assert (report["total"], report["skipped"]) == (6, {SkipReason.WITHDRAWN.value: 2})
+
+
+def test_a_removal_that_waited_for_an_addition_takes_its_rows_out_too(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    more = write_table(tmp_path / "more.csv", "path,patient,label", f"{write_image(tmp_path / 'more.png', 70)},MRN-1,viral")
+    before_the_lock(lambda: run_data(site, "add", "table", str(more)))
+    assert remove_patients(SiteFolder.open(site), ["MRN-1"]).rows == 3
+    assert listed_of(SiteFolder.open(site))
+
+
+def test_readings_that_waited_for_a_removal_bring_nobody_back(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    read = f"{write_image(tmp_path / 'new.png', 70)},MRN-1,viral,PA"
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    told = feedback.add_feedback(opened, write_table(tmp_path / "export.csv", "path,patient,label,view", read))
+    assert listed_of(opened)
+    assert told.skipped == {SkipReason.WITHDRAWN: 1}
+
+
+def test_a_run_that_draws_its_split_while_a_removal_waits_keeps_nobody(site: Path, before_the_lock: Ahead) -> None:
+    opened, experiment = SiteFolder.open(site), ExperimentConfig(image=ImageConfig(size_px=32))
+    gone = load_pseudonyms(opened.data).patient("MRN-1")
+    before_the_lock(lambda: load_site(opened.config, experiment))
+    remove_patients(opened, ["MRN-1"])
+    assert gone not in (opened.work / SPLIT_FILE).read_text()

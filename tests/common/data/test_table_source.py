@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pneumofed.common.data.manifest import ImageRecord
+from pneumofed.client.data.readings import read_export
+from pneumofed.common.config.experiment import ClinicalColumn, ClinicalConfig
+from pneumofed.common.data.manifest import ImageRecord, read_manifest
+from pneumofed.common.data.sources.dicom import read_labels
+from pneumofed.common.data.sources.public_sets import read_nih
 from pneumofed.common.data.sources.table import read_csv
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
+from pneumofed.inference.predict.clinical_table import read_clinical_table
 from tests.common.data.conftest import write_table
 
 
@@ -80,3 +86,39 @@ def test_the_external_set_is_recognized(external_dir: Path) -> None:
     manifest, report = read_csv(external_dir / "labels.csv")
     assert report.classes == {"normal": 19, "pneumonia": 508}
     assert all(record.path.is_file() for record in manifest.records)
+
+
+CLINICAL = ClinicalConfig(columns=(ClinicalColumn(name="fever", kind="binary"),))
+ROW = ("mueller.png", "Mueller Hans 1950-03-01", "MRN-4711", "63", "Pneumonie")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        read_csv,
+        lambda table: read_csv(table, columns={"path": "bild"}),
+        lambda table: read_csv(table, columns={"label": "befund"}),
+        read_labels,
+        read_export,
+        read_manifest,
+        lambda table: read_nih(table, table.parent),
+        lambda table: read_clinical_table(table, CLINICAL),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_no_cell_of_a_table_without_a_header_stands_in_the_error(
+    tmp_path: Path, read: Callable[[Path], object], separator: str
+) -> None:
+    table = write_table(tmp_path / "t.csv", separator.join(ROW), separator.join(ROW))
+    with pytest.raises(DataError, match="is the header missing") as raised:
+        read(table)
+    told = str(raised.value).replace(str(table), "").lower()
+    assert not [cell for cell in ROW if cell.lower() in told]
+
+
+def test_a_header_is_told_by_any_column_that_is_known_or_given(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "t.csv", "Bild,Befund,Notiz")
+    with pytest.raises(DataError, match="the patient; say which is; the columns there are: bild, befund, notiz"):
+        read_csv(table, columns={"path": "Bild", "label": "Befund"})
+    with pytest.raises(DataError, match="AccessionNumber or filename; the columns there are: label, notiz"):
+        read_labels(write_table(tmp_path / "l.csv", "label,Notiz"))
