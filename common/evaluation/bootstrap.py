@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pneumofed.common.errors import DataError
 from pneumofed.common.evaluation.metrics import ConfusionCounts, auroc, calibration_gaps, metrics_of
+from pneumofed.common.evaluation.paired import effective_number
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics, image_terms
 
@@ -167,33 +168,33 @@ def _weighted(draws: Counts, terms: Counts) -> Counts:
     return np.rint(sums).astype(np.int64).reshape(len(draws), *terms.shape[1:])
 
 
-def _independent(predictions: Predictions, threshold: float) -> dict[str, int]:
-    """How many independent trials each share, or the area, is at least made of: patients; for the area pairs of different patients."""
-    patient, patients = _patient_index(predictions)
+def _independent(predictions: Predictions, threshold: float) -> dict[str, float]:
+    """How many independent trials each share, or the area, counts for: patients; for the area pairs of different patients."""
+    patient, _ = _patient_index(predictions)
     sick, called = predictions.labels != 0, predictions.scores >= threshold
-    with_sick, with_well = len(np.unique(patient[sick])), len(np.unique(patient[~sick]))
+    patients, with_sick, with_well = (effective_number(rows) for rows in (patient, patient[sick], patient[~sick]))
     return {
         "auroc": min(with_sick, with_well, patients // 2),
         "accuracy": patients,
         "accuracy_three_class": patients,
         "sensitivity": with_sick,
         "specificity": with_well,
-        "precision": len(np.unique(patient[called])),
+        "precision": effective_number(patient[called]),
         **_independent_by_class(predictions, patient),
     }
 
 
-def _independent_by_class(predictions: Predictions, patient: Counts) -> dict[str, int]:
+def _independent_by_class(predictions: Predictions, patient: Counts) -> dict[str, float]:
     """The same for the metrics of each class against the rest, of more than two classes."""
-    trials: dict[str, int] = {}
+    trials: dict[str, float] = {}
     for k in range(predictions.classes if predictions.classes > 2 else 0):
-        with_class, without = (len(np.unique(patient[rows])) for rows in (predictions.labels == k, predictions.labels != k))
-        trials[f"auroc_class_{k}"] = min(with_class, without, len(np.unique(patient)) // 2)
+        with_class, without = (effective_number(patient[rows]) for rows in (predictions.labels == k, predictions.labels != k))
+        trials[f"auroc_class_{k}"] = min(with_class, without, effective_number(patient) // 2)
         trials[f"sensitivity_class_{k}"], trials[f"specificity_class_{k}"] = with_class, without
     return trials
 
 
-def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, int], tail: float) -> dict[str, ConfidenceInterval]:
+def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, float], tail: float) -> dict[str, ConfidenceInterval]:
     """Intervals of metrics that are the same in every resample, from the number of trials; those that have no rule become NaN."""
     widened = dict(found)
     for name in (name for name, interval in found.items() if _is_point(interval)):
@@ -212,11 +213,12 @@ def _is_point(interval: ConfidenceInterval) -> bool:
     return interval["high"] - interval["low"] < 1e-12
 
 
-def _certain(value: float, trials: int, tail: float) -> tuple[float, float]:
+def _certain(value: float, trials: float, tail: float) -> tuple[float, float]:
     """The exact interval of a share that is 1 or 0 in `trials` independent trials (Clopper and Pearson 1934, Biometrika 26:404).
 
-    A share theta gives 1 with a chance of at most theta^trials, since all images of all patients are right only if one of each patient's
-    is, and an area of 1 needs every pair of a set of disjoint ones in the right order. Larger than the exact interval of the images.
+    A share theta gives 1 with a chance of at most theta^trials where patients have equally many images, since all images of all patients
+    are right only if one of each patient's is, and an area of 1 needs every pair of a set of disjoint ones in the right order. Larger than
+    the exact interval of the images. Patients with unequally many count as fewer (`effective_number`).
     """
     if not trials or value not in (0.0, 1.0):
         return float("nan"), float("nan")

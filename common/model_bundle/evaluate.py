@@ -16,6 +16,7 @@ from pneumofed.common.evaluation.bootstrap import ConfidenceInterval, bootstrap
 from pneumofed.common.evaluation.class_comparison import compare_classes
 from pneumofed.common.evaluation.comparison import ModelComparison, compare_predictions
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
+from pneumofed.common.evaluation.paired import effective_number
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.imaging.augment import to_model_input
@@ -153,8 +154,8 @@ def choose_point(
         patients=counts,
         refused=refused,
         auroc=IntervalEstimate(value=area["value"], low=area["low"], high=area["high"]),
-        at_bundle=rates_at(found, own.raw_value, counts),
-        at_own=rates_at(found, raw, counts),
+        at_bundle=rates_at(found, own.raw_value),
+        at_own=rates_at(found, raw),
     )
 
 
@@ -178,23 +179,23 @@ def _patients_of(found: Predictions) -> tuple[int, int]:
     return len(sick), len(well)
 
 
-def rates_at(found: Predictions, threshold: float, patients: tuple[int, int]) -> dict[str, IntervalEstimate]:
+def rates_at(found: Predictions, threshold: float) -> dict[str, IntervalEstimate]:
     """Computes sensitivity and specificity, each with the exact 95 % interval of Clopper and Pearson 1934, Biometrika 26:404.
 
     It holds where the threshold was chosen on the very images: it is one of their order statistics then, and the share of new patients
     above the k-th of n has the Beta distribution that the interval is made of, whatever the scores are like (Wilks 1941, Annals of
-    Mathematical Statistics 12:91).
+    Mathematical Statistics 12:91). Images of one patient count as one, and patients with unequally many as `effective_number` says.
 
     Args:
         found: of the images.
         threshold: an image is called pneumonia if its score >= threshold.
-        patients: with pneumonia and without; the interval counts images of one patient as one.
     """
-    values = metrics(Statistics.of(found), threshold)
-    return {name: _exact(values[name], n) for name, n in zip(("sensitivity", "specificity"), patients, strict=True)}
+    values, patients, sick = metrics(Statistics.of(found), threshold), np.array(found.patients, dtype=str), found.labels != 0
+    counts = {"sensitivity": effective_number(patients[sick]), "specificity": effective_number(patients[~sick])}
+    return {name: _exact(values[name], n) for name, n in counts.items()}
 
 
-def _exact(share: float, n: int) -> IntervalEstimate:
+def _exact(share: float, n: float) -> IntervalEstimate:
     hits = share * n
     low = beta.ppf(0.025, hits, n - hits + 1) if hits > 0 else 0.0
     high = beta.ppf(0.975, hits + 1, n - hits) if hits < n else 1.0

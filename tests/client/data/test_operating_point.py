@@ -140,7 +140,7 @@ def test_new_patients_get_what_the_interval_says_although_the_same_patients_chos
         logits = generator.normal(size=60) + 2.0 * labels - 1.0
         found = Predictions(np.column_stack([expit(-logits), expit(logits)]), labels, tuple(map(str, range(60))))
         chosen = choose_threshold(Statistics.of(found), policy, target).value
-        rates = rates_at(found, chosen, (30, 30))
+        rates = rates_at(found, chosen)
         true = {"sensitivity": norm.sf(logit(chosen), 1.0), "specificity": norm.cdf(logit(chosen), -1.0)}
         inside.append([rates[name].low <= true[name] <= rates[name].high for name in true])
     assert np.mean(inside, axis=0).min() >= 0.93, "0.95 but for three standard errors of 300 draws"

@@ -76,6 +76,14 @@ def test_shares_that_are_the_same_in_every_resample_get_the_exact_interval_of_th
     assert math.isnan(right["f1"]["low"]) and math.isnan(right["mcc"]["low"])  # no rule is known for them
 
 
+def test_a_perfect_share_is_less_sure_where_one_patient_has_most_images() -> None:
+    low = []
+    for patients in (list(range(20)), [0] * 60 + list(range(20))):
+        found = of_scores([0.9] * len(patients) + [0.1] * 20, [1] * len(patients) + [0] * 20, patients + list(range(20, 40)))
+        low.append(bootstrap(found, 0.5, Bootstrap(50))["sensitivity"]["low"])
+    assert low[1] < low[0] - 0.2
+
+
 def test_an_area_of_one_rests_on_pairs_of_different_patients() -> None:
     """Three patients with an image of each class make one pair of different patients and no more."""
     found = bootstrap(of_scores([0.1, 0.9] * 3, [0, 1] * 3, [0, 0, 1, 1, 2, 2]), 0.5, Bootstrap(100))["auroc"]
