@@ -63,10 +63,7 @@ class Areas(Section):
 
 
 class Rates(Section):
-    """`PairedRates`, None for a variance that is not known.
-
-    `effective_patients` is None where former versions wrote it, and then taken to be `patients`.
-    """
+    """`PairedRates`, None for a variance that is not known, and for effective patients in records of former versions: all count."""
 
     images: Whole
     patients: Whole
