@@ -189,7 +189,7 @@ class SitePoint(SignedRecord):
     """Images that the bundle cannot judge, or that can no longer be read; they are not among `images`."""
     auroc: IntervalEstimate
     at_bundle: dict[str, IntervalEstimate]
-    """`sensitivity` and `specificity` at the bundle's threshold, with the 95 % interval of what new patients may expect."""
+    """`sensitivity` and `specificity` at the bundle's threshold, with the 95 % interval of what new patients may expect (`rates_at`)."""
     at_own: dict[str, IntervalEstimate]
     """The same at the hospital's own."""
 

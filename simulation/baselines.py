@@ -27,7 +27,7 @@ from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import PneumofedError
-from pneumofed.common.evaluation.bootstrap import bootstrap_difference
+from pneumofed.common.evaluation.bootstrap import bootstrap_difference, bootstrap_differences
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.models.build import build_empty
@@ -242,16 +242,20 @@ def _spread(results: Mapping[str, Results], metric: str) -> MetricSpread:
 def _leads(
     folder: RunFolder, jobs: Sequence[BaselineJob], trained: Mapping[str, Results], central_set: str, experiment: ExperimentConfig
 ) -> BaselineLead:
-    """AUROC of the federated model minus that of the pooled one and of each hospital alone, by paired bootstrap over patients."""
+    """AUROC of the federated model minus that of the pooled one and of each hospital alone, by paired bootstrap over patients.
+
+    The best hospital is picked for what it does on this very set, and a reader looks for those that lose: their intervals hold at once.
+    """
     best = max(trained, key=lambda name: trained[name]["auroc"].value or 0.0)
     settings = bootstrap_settings(experiment, central_set)
     federated = Predictions.read_csv(folder.predictions(central_set))
     paths = {job.name: job.predictions(central_set) for job in jobs}
-    leads = {
-        name: bootstrap_difference(federated, Predictions.read_csv(path), settings)
-        for name, path in paths.items()
-        if path.exists()
+    others = {name: Predictions.read_csv(path) for name, path in paths.items() if path.exists()}
+    pooled = others.pop(POOLED, None)
+    leads = bootstrap_differences(federated, others, settings)
+    named = {
+        "over_pooled": None if pooled is None else bootstrap_difference(federated, pooled, settings),
+        "over_best_alone": leads.get(best),
     }
-    named = {"over_pooled": leads.pop(POOLED, None), "over_best_alone": leads.get(best)}
     known = {key: lead for key, lead in named.items() if lead is not None}
-    return BaselineLead.model_validate({"best_alone": best, **known, "over_alone": leads})
+    return BaselineLead.model_validate({"best_alone": best, **known, "over_alone": leads, "simultaneous": True})

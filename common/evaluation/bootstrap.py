@@ -13,15 +13,15 @@ decides instead (`_certain`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
-from pneumofed.common.errors import DataError
 from pneumofed.common.evaluation.metrics import ConfusionCounts, auroc, calibration_gaps, metrics_of
+from pneumofed.common.evaluation.paired import check_paired, effective_number
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics, image_terms
 
@@ -95,13 +95,50 @@ def bootstrap_difference(first: Predictions, second: Predictions, settings: Boot
         DataError: the two are not of the same images in the same order.
     """
     settings = settings or Bootstrap()
-    if (first.images, first.patients) != (second.images, second.patients) or not np.array_equal(first.labels, second.labels):
-        raise DataError("paired bootstrap: expected two models' predictions of the same images in the same order, got others")
+    check_paired(first, second)
     patient, patients = _patient_index(first)
     views = [_View.of(model.scores, model.labels != 0, patient) for model in (first, second)]
     once = np.ones((1, patients), np.int64)
-    parts = [_auroc_difference(views, draws) for draws in resample_patients(patients, settings, _rows_at_once(len(first)))]
-    return _interval(_auroc_difference(views, once)[0], parts, settings.confidence)
+    parts = [_leads(views, draws)[:, 0] for draws in resample_patients(patients, settings, _rows_at_once(len(first)))]
+    return _interval(_leads(views, once)[0, 0], parts, settings.confidence)
+
+
+def bootstrap_differences(
+    first: Predictions, others: Mapping[str, Predictions], settings: Bootstrap | None = None
+) -> dict[str, ConfidenceInterval]:
+    """Computes the AUROC of `first` minus that of each of K others on the same images, with intervals of which all hold at once.
+
+    So the chance that any leaves out its true difference is at most 1 - confidence, in large samples, and whichever is picked for what was
+    found keeps its promise. Each reaches equally many of its standard errors to both sides, as many as the largest of the K standardised
+    errors is within in the wanted share of resamples (Westfall and Young 1993, "Resampling-Based Multiple Testing", section 2.5): all
+    models see the same draws, so models that are alike cost little.
+
+    Args:
+        first: predictions of the model whose AUROC counts positively.
+        others: predictions of the others, of the same images in the same order.
+        settings: resamples, confidence and seed; None for the defaults of `Bootstrap`.
+
+    Raises:
+        DataError: the sets are not of the same images in the same order.
+    """
+    settings = settings or Bootstrap()
+    for other in others.values():
+        check_paired(first, other)
+    patient, patients = _patient_index(first)
+    views = [_View.of(model.scores, model.labels != 0, patient) for model in (first, *others.values())]
+    found = _leads(views, np.ones((1, patients), np.int64))[0]
+    parts = [_leads(views, draws) for draws in resample_patients(patients, settings, _rows_at_once(len(first)))]
+    resampled = np.concatenate([np.empty((0, len(others))), *parts])
+    errors = resampled[~np.isnan(resampled).any(axis=1)] - found
+    reach = np.full(len(others), np.nan)
+    if len(errors) and len(others):
+        spread = np.sqrt(np.square(errors).mean(axis=0))
+        largest = np.divide(np.abs(errors), spread, out=np.zeros_like(errors), where=spread > 0.0).max(axis=1)
+        reach = np.quantile(largest, settings.confidence) * spread
+    return {
+        name: ConfidenceInterval(value=value, low=max(value - by, -1.0), high=min(value + by, 1.0), resamples=len(errors))
+        for name, value, by in zip(others, found.tolist(), reach.tolist(), strict=True)
+    }
 
 
 def resample_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator[Counts]:
@@ -167,33 +204,33 @@ def _weighted(draws: Counts, terms: Counts) -> Counts:
     return np.rint(sums).astype(np.int64).reshape(len(draws), *terms.shape[1:])
 
 
-def _independent(predictions: Predictions, threshold: float) -> dict[str, int]:
-    """How many independent trials each share, or the area, is at least made of: patients; for the area pairs of different patients."""
-    patient, patients = _patient_index(predictions)
+def _independent(predictions: Predictions, threshold: float) -> dict[str, float]:
+    """How many independent trials each share, or the area, counts for: patients; for the area pairs of different patients."""
+    patient, _ = _patient_index(predictions)
     sick, called = predictions.labels != 0, predictions.scores >= threshold
-    with_sick, with_well = len(np.unique(patient[sick])), len(np.unique(patient[~sick]))
+    patients, with_sick, with_well = (effective_number(rows) for rows in (patient, patient[sick], patient[~sick]))
     return {
         "auroc": min(with_sick, with_well, patients // 2),
         "accuracy": patients,
         "accuracy_three_class": patients,
         "sensitivity": with_sick,
         "specificity": with_well,
-        "precision": len(np.unique(patient[called])),
+        "precision": effective_number(patient[called]),
         **_independent_by_class(predictions, patient),
     }
 
 
-def _independent_by_class(predictions: Predictions, patient: Counts) -> dict[str, int]:
+def _independent_by_class(predictions: Predictions, patient: Counts) -> dict[str, float]:
     """The same for the metrics of each class against the rest, of more than two classes."""
-    trials: dict[str, int] = {}
+    trials: dict[str, float] = {}
     for k in range(predictions.classes if predictions.classes > 2 else 0):
-        with_class, without = (len(np.unique(patient[rows])) for rows in (predictions.labels == k, predictions.labels != k))
-        trials[f"auroc_class_{k}"] = min(with_class, without, len(np.unique(patient)) // 2)
+        with_class, without = (effective_number(patient[rows]) for rows in (predictions.labels == k, predictions.labels != k))
+        trials[f"auroc_class_{k}"] = min(with_class, without, effective_number(patient) // 2)
         trials[f"sensitivity_class_{k}"], trials[f"specificity_class_{k}"] = with_class, without
     return trials
 
 
-def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, int], tail: float) -> dict[str, ConfidenceInterval]:
+def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, float], tail: float) -> dict[str, ConfidenceInterval]:
     """Intervals of metrics that are the same in every resample, from the number of trials; those that have no rule become NaN."""
     widened = dict(found)
     for name in (name for name, interval in found.items() if _is_point(interval)):
@@ -212,11 +249,12 @@ def _is_point(interval: ConfidenceInterval) -> bool:
     return interval["high"] - interval["low"] < 1e-12
 
 
-def _certain(value: float, trials: int, tail: float) -> tuple[float, float]:
+def _certain(value: float, trials: float, tail: float) -> tuple[float, float]:
     """The exact interval of a share that is 1 or 0 in `trials` independent trials (Clopper and Pearson 1934, Biometrika 26:404).
 
-    A share theta gives 1 with a chance of at most theta^trials, since all images of all patients are right only if one of each patient's
-    is, and an area of 1 needs every pair of a set of disjoint ones in the right order. Larger than the exact interval of the images.
+    A share theta gives 1 with a chance of at most theta^trials where patients have equally many images, since all images of all patients
+    are right only if one of each patient's is, and an area of 1 needs every pair of a set of disjoint ones in the right order. Larger than
+    the exact interval of the images. Patients with unequally many count as fewer (`effective_number`).
     """
     if not trials or value not in (0.0, 1.0):
         return float("nan"), float("nan")
@@ -224,9 +262,10 @@ def _certain(value: float, trials: int, tail: float) -> tuple[float, float]:
     return (edge, 1.0) if value == 1.0 else (0.0, 1.0 - edge)
 
 
-def _auroc_difference(views: list[_View], draws: Counts) -> Reals:
-    first, second = (auroc(*np.moveaxis(view.histograms(draws), 1, 0)) for view in views)
-    return first - second
+def _leads(views: list[_View], draws: Counts) -> Reals:
+    """[R, K] AUROC of the first of 1 + K views minus that of each other, in R resamples."""
+    areas = [auroc(*np.moveaxis(view.histograms(draws), 1, 0)) for view in views]
+    return areas[0][:, None] - np.array(areas[1:]).reshape(len(views) - 1, len(draws)).T
 
 
 def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> ConfidenceInterval:

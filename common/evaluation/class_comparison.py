@@ -18,8 +18,9 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import model_validator
 
-from pneumofed.common.config.experiment import Section
+from pneumofed.common.config.experiment import NonNegative, Section
 from pneumofed.common.evaluation.comparison import (
     Areas,
     MarginOutcome,
@@ -27,10 +28,18 @@ from pneumofed.common.evaluation.comparison import (
     ModelComparison,
     Whole,
     area_limit,
+    check_effective,
     compare_predictions,
     judge_bound,
 )
-from pneumofed.common.evaluation.paired import PairedAreas, paired_areas, patient_index, structural_components
+from pneumofed.common.evaluation.paired import (
+    Flags,
+    PairedAreas,
+    effective_number,
+    paired_areas,
+    patient_index,
+    structural_components,
+)
 from pneumofed.common.evaluation.predictions import Predictions
 
 AUROC_MACRO = "auroc_macro"
@@ -38,10 +47,25 @@ Reals = npt.NDArray[np.float64]
 
 
 class ClassAreas(Section):
-    """AUROC of one class against the rest, and the patients with it and without; one with images of both counts in each."""
+    """AUROC of one class against the rest, and the patients with it and without; one with images of both counts in each.
+
+    `effective_patients` are as many as they count for (`effective_number`); None in records of former versions: `patients`.
+    """
 
     area: Areas
     patients: tuple[Whole, Whole]
+    effective_patients: tuple[NonNegative, NonNegative] | None = None
+
+    @property
+    def counting(self) -> tuple[float, float]:
+        """Patients with the class and without, as many as they count for."""
+        return self.effective_patients or self.patients
+
+    @model_validator(mode="after")
+    def _check_possible(self) -> ClassAreas:
+        for effective, patients in zip(self.counting, self.patients, strict=True):
+            check_effective(effective, patients)
+        return self
 
 
 class ClassesComparison(ModelComparison):
@@ -88,10 +112,21 @@ def compare_classes(
     areas = [paired_areas(*(against_rest(one, k) for one in shown)) for k in range(len(names))]
     macro = _mean_area(shown, areas)
     patients = np.array(old.patients, dtype=str)
-    counts = [(len(np.unique(patients[old.labels == k])), len(np.unique(patients[old.labels != k]))) for k in range(len(names))]
-    by_class = {name: ClassAreas(area=_known(one), patients=count) for name, one, count in zip(names, areas, counts, strict=True)}
+    by_class = {
+        name: _class_areas(one, patients, old.labels == k) for k, (name, one) in enumerate(zip(names, areas, strict=True))
+    }
     return ClassesComparison(
         **{name: getattr(plain, name) for name in ModelComparison.model_fields}, macro=_known(macro), classes=by_class
+    )
+
+
+def _class_areas(area: PairedAreas, patients: npt.NDArray[np.str_], sick: Flags) -> ClassAreas:
+    """The areas of the class that the images `sick` [N] are of."""
+    of = patients[sick], patients[~sick]
+    return ClassAreas(
+        area=_known(area),
+        patients=(len(np.unique(of[0])), len(np.unique(of[1]))),
+        effective_patients=(effective_number(of[0]), effective_number(of[1])),
     )
 
 
@@ -121,7 +156,7 @@ def class_lower_ends(found: ClassesComparison) -> dict[str, tuple[float, float]]
     for name, one in found.classes.items():
         value = one.area.new
         known = value is not None and min(one.patients) > 0
-        low = area_limit(value or 0.0, one.patients[0], one.patients[1], z, upper=False) if known else math.nan
+        low = area_limit(value or 0.0, *one.counting, z, upper=False) if known else math.nan
         ends[name] = (value, _lower(low, value, one.area.var_new, z)) if known and value is not None else (math.nan, math.nan)
     return ends
 
@@ -137,7 +172,7 @@ def _distance(found: ClassesComparison, z: float, factor: float, *, upper: bool)
         value = one.area.old if upper else one.area.new
         if value is None:
             return math.inf
-        sick, well = (count * factor for count in one.patients)
+        sick, well = (count * factor for count in one.counting)
         distances.append(abs(area_limit(value, sick, well, z, upper=upper) - value))
     return float(np.mean(distances))
 

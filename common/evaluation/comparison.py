@@ -9,7 +9,8 @@
 Two bounds are computed and the lower one counts. The first is the usual one, difference - z * standard error. It collapses where both
 models make no error on few images: then nothing varies, and five images would prove anything. The second does not: score limits, for
 areas those of Newcombe 2006 (Statistics in Medicine 25:559, method 5) combined for a difference as in Zou and Donner 2008 (Statistics
-in Medicine 27:1693), for shares those of Tango 1998 (Statistics in Medicine 17:891), both with patients for images.
+in Medicine 27:1693), for shares those of Tango 1998 (Statistics in Medicine 17:891), both with patients for images. Where some patients
+have more images than others, few of them may decide a share, so they count as `effective_number` says and not each as one.
 """
 
 from __future__ import annotations
@@ -62,10 +63,11 @@ class Areas(Section):
 
 
 class Rates(Section):
-    """`PairedRates`, None for a variance that is not known."""
+    """`PairedRates`, None for a variance that is not known, and for effective patients in records of former versions: all count."""
 
     images: Whole
     patients: Whole
+    effective_patients: NonNegative | None = None
     old: Whole
     new: Whole
     gained: Whole
@@ -73,7 +75,9 @@ class Rates(Section):
     variance: NonNegative | None = None
 
     def paired(self) -> PairedRates:
-        return PairedRates(**{**vars(self), "variance": math.nan if self.variance is None else self.variance})
+        variance = math.nan if self.variance is None else self.variance
+        count = self.patients if self.effective_patients is None else self.effective_patients
+        return PairedRates(**{**vars(self), "variance": variance, "effective_patients": float(count)})
 
     @model_validator(mode="after")
     def _check_possible(self) -> Rates:
@@ -81,7 +85,18 @@ class Rates(Section):
             raise ValueError("gains and losses that do not lead from the old count to the new one")
         if max(self.old, self.new, self.patients) > self.images:
             raise ValueError("more hits or patients than images")
+        check_effective(self.effective_patients, self.patients)
         return self
+
+
+def check_effective(effective: float | None, patients: int) -> None:
+    """Checks that so many patients can count as `effective` ones, whatever their images.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if effective is not None and not min(patients, 1) - _SLACK <= effective <= patients + _SLACK:
+        raise ValueError("effective patients that no numbers of images give")
 
 
 class Margins(Section):
@@ -106,13 +121,18 @@ class ModelComparison(Section):
         return self.sensitivity.patients, self.specificity.patients
 
     @property
+    def effective_patients(self) -> tuple[float, float]:
+        """The same, as many as they count for (see `effective_number`)."""
+        return self.sensitivity.paired().effective_patients, self.specificity.paired().effective_patients
+
+    @property
     def images(self) -> int:
         return self.sensitivity.images + self.specificity.images
 
     def judge(self, margins: Margins) -> dict[str, MarginOutcome]:
         """What each metric shows against its margin."""
         return {
-            AUROC: judge_areas(self.auroc.paired(), self.patients, margins.auroc, margins.alpha),
+            AUROC: judge_areas(self.auroc.paired(), self.effective_patients, margins.auroc, margins.alpha),
             SENSITIVITY: judge_rates(self.sensitivity.paired(), margins.point, margins.alpha),
             SPECIFICITY: judge_rates(self.specificity.paired(), margins.point, margins.alpha),
         }
@@ -167,12 +187,12 @@ class MarginOutcome:
     factor: float | None
 
 
-def judge_areas(areas: PairedAreas, patients: tuple[int, int], margin: float, alpha: float) -> MarginOutcome:
+def judge_areas(areas: PairedAreas, patients: tuple[float, float], margin: float, alpha: float) -> MarginOutcome:
     """Judges whether the new model's AUROC is not worse by more than a margin.
 
     Args:
         areas: of both models; NaN areas give the bound -1 and no verdict.
-        patients: (with pneumonia, without).
+        patients: (with pneumonia, without), as many as they count for (`effective_number`).
         margin: largest loss of AUROC that is accepted, above 0.
         alpha: one-sided error of the test, in (0, 0.5).
     """
@@ -191,12 +211,12 @@ def judge_rates(rates: PairedRates, margin: float, alpha: float) -> MarginOutcom
     return judge_bound(rates.difference, margin, lambda factor: rate_bound(rates, alpha, factor) if rates.images else -1.0)
 
 
-def area_bound(areas: PairedAreas, patients: tuple[int, int], alpha: float, factor: float = 1.0) -> float:
+def area_bound(areas: PairedAreas, patients: tuple[float, float], alpha: float, factor: float = 1.0) -> float:
     """Computes the one-sided lower bound of the AUROC difference, new minus old, in [-1, 1].
 
     Args:
         areas: of both models, not NaN; where their variances are NaN only the score limits count.
-        patients: (with pneumonia, without); -1 is returned where a class has none.
+        patients: (with pneumonia, without), as many as they count for (`effective_number`); -1 is returned where a class has none.
         alpha: one-sided error, in (0, 0.5).
         factor: the bound is computed as if there were so many times the patients, all else as observed.
     """
@@ -236,14 +256,16 @@ def rate_bound(rates: PairedRates, alpha: float, factor: float = 1.0) -> float:
     """Computes the one-sided lower bound of the difference of two shares, new minus old, in [-1, 1].
 
     Args:
-        rates: of at least one image; where the variance is NaN only Tango's limit counts.
+        rates: where the variance is NaN only Tango's limit counts; without a patient the bound is -1.
         alpha: one-sided error, in (0, 0.5).
         factor: the bound is computed as if there were so many times the patients, all else as observed.
     """
-    z = _z(alpha)
+    z, n = _z(alpha), rates.effective_patients * factor
+    if n <= 0:
+        return -1.0
     usual = rates.difference - z * math.sqrt(rates.variance / factor) if math.isfinite(rates.variance) else math.inf
-    scale = factor * rates.patients / rates.images
-    return max(-1.0, min(usual, tango_limit(rates.gained * scale, rates.lost * scale, rates.patients * factor, z)))
+    scale = n / rates.images
+    return max(-1.0, min(usual, tango_limit(rates.gained * scale, rates.lost * scale, n, z)))
 
 
 def tango_limit(gained: float, lost: float, n: float, z: float) -> float:

@@ -56,6 +56,7 @@ class PairedRates:
 
     Attributes:
         images, patients: of that class.
+        effective_patients: see `effective_number`; `patients` where all have equally many images, else fewer.
         old, new: images that each model calls rightly.
         gained, lost: images that only the new, only the old model calls rightly.
         variance: of the difference of the two shares, by patient; NaN for fewer than two patients.
@@ -63,6 +64,7 @@ class PairedRates:
 
     images: int
     patients: int
+    effective_patients: float
     old: int
     new: int
     gained: int
@@ -116,7 +118,7 @@ def paired_rates(old: Flags, new: Flags, patients: npt.NDArray[np.int64]) -> Pai
         change = new.astype(np.float64) - old
         residuals = np.bincount(patients, change - change.mean())[known]
         variance = float(len(known) / (len(known) - 1) * (residuals**2).sum() / n**2)
-    return PairedRates(n, len(known), int(old.sum()), int(new.sum()), gained, lost, variance)
+    return PairedRates(n, len(known), effective_number(patients), int(old.sum()), int(new.sum()), gained, lost, variance)
 
 
 def sensitivity_and_specificity(
@@ -159,6 +161,20 @@ def check_paired(old: Predictions, new: Predictions) -> None:
 def patient_index(predictions: Predictions) -> npt.NDArray[np.int64]:
     """Numbers the patients from 0, int64 [N], one an image."""
     return np.unique(np.array(predictions.patients, dtype=str), return_inverse=True)[1].astype(np.int64)
+
+
+def effective_number(patients: npt.ArrayLike) -> float:
+    """Computes how many patients with equally many images each would tell as much: n^2 / sum(m_i^2) for n images, m_i of patient i (Kish
+    1965, "Survey Sampling"). The mean of n images that agree within a patient has the variance of the mean of so many.
+
+    Args:
+        patients: the patient of each image, [N], as names or numbers.
+
+    Returns:
+        Exactly the number of patients where all have equally many images, else less; 0 without images.
+    """
+    sizes = np.unique(np.asarray(patients), return_counts=True)[1]
+    return float(sizes.sum() ** 2 / np.square(sizes).sum()) if len(sizes) else 0.0
 
 
 def structural_components(scores: Reals, sick: Flags) -> tuple[Reals, Reals]:

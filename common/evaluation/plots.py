@@ -198,12 +198,14 @@ def _reliability(top: Axes, bottom: Axes, one: EvaluatedSet, index: int, label: 
     bottom.stairs(np.maximum(curve.count, 0.5), edges, baseline=0.5, linewidth=1.4, **style_of(index))
 
 
-def wilson_interval(share: npt.NDArray[np.float64], n: npt.NDArray[np.int64]) -> tuple[npt.NDArray, npt.NDArray]:
+def wilson_interval(
+    share: npt.NDArray[np.float64], n: npt.NDArray[np.int64] | npt.NDArray[np.float64]
+) -> tuple[npt.NDArray, npt.NDArray]:
     """Computes the 95% score interval of shares (Wilson 1927, JASA 22:209).
 
     Args:
         share: float64 [B], in [0, 1].
-        n: int64 [B], trials of each share, above 0.
+        n: int64 or float64 [B], trials of each share, above 0; need not be whole.
 
     Returns:
         (low, high), each float64 [B].

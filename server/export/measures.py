@@ -76,7 +76,7 @@ def calibrate(source: Source, method: Method) -> Calibration:
         *score_histogram(source.validation),
         method,
         fitted_on=f"{counted(source.validation.n, 'image')} of the hospitals' validation patients, who were not trained on",
-        design_effect=(effect := max(1.0, source.images_per_patient)),
+        design_effect=(effect := max(1.0, source.design_effect)),
     )
     views = [score_histogram(source.validation, view) for view in range(1, len(source.validation.histograms))]
     if fit.method == "none" or not views:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,11 +55,16 @@ class Source:
         return self.point.value
 
     @property
-    def images_per_patient(self) -> float:
-        """Over all hospitals; 1 where they reported no counts."""
-        reports = self.run.site_reports().values()
-        images, patients = sum(report.used or 0 for report in reports), sum(report.patients or 0 for report in reports)
-        return images / patients if patients else 1.0
+    def design_effect(self) -> float:
+        """How many images count as one where images of a patient are alike: sum(m^2) / sum(m) for m images a patient (Kish 1965).
+
+        Hospitals report counts alone, so all patients of one hospital are taken to have equally many; 1 where they reported none.
+        """
+        counts = [
+            (report.used, report.patients) for report in self.run.site_reports().values() if report.used and report.patients
+        ]
+        images = sum(used for used, _ in counts)
+        return float(sum(Fraction(used**2, patients) for used, patients in counts) / images) if images else 1.0
 
 
 def read_finished_run(path: Path) -> Source:

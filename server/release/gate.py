@@ -138,9 +138,9 @@ def lower_ends(comparison: ModelComparison) -> Mapping[str, tuple[float, float]]
     """Computes (value, lower end of its 95 % interval) of each metric of the new model; NaN where a class is missing.
 
     For AUROC the lower one of the normal interval with the variance by patients and of Newcombe 2006, method 5; for shares Wilson's
-    (1927) with patients for images, since images of one patient are alike.
+    (1927) with patients for images, since images of one patient are alike, each counting as `effective_number` says.
     """
-    area, (sick, well) = comparison.auroc, comparison.patients
+    area, (sick, well) = comparison.auroc, comparison.effective_patients
     value = low = math.nan
     if area.new is not None and sick and well:
         value, low = area.new, area_limit(area.new, sick, well, _Z_95, upper=False)
@@ -150,10 +150,11 @@ def lower_ends(comparison: ModelComparison) -> Mapping[str, tuple[float, float]]
 
 
 def _share(rates: Rates) -> tuple[float, float]:
-    if not rates.images or not rates.patients:
+    count = rates.paired().effective_patients
+    if not rates.images or not count:
         return math.nan, math.nan
     share = rates.new / rates.images
-    low, _ = wilson_interval(np.array([share]), np.array([rates.patients]))
+    low, _ = wilson_interval(np.array([share]), np.array([count]))
     return share, float(low[0])
 
 

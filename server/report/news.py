@@ -69,9 +69,10 @@ def leads_of(run: StoredRun, central_set: str) -> list[str]:
     """
     lead = run.summary.baselines.lead.get(central_set, BaselineLead()) if run.summary.baselines else BaselineLead()
     interval_name = run.interval_name(central_set)
+    kind = "of all hospitals at once" if lead.simultaneous else "of this hospital by itself, which was picked as the best here,"
     texts = [
         describe_lead(lead.over_pooled, "training on all images pooled", interval_name),
-        describe_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
+        describe_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", f"{interval_name} {kind}"),
     ]
     return [text for text in texts if text]
 
@@ -83,7 +84,10 @@ def _leads(run: StoredRun, central_set: str) -> list[str]:
 
 
 def _who_gains(run: StoredRun, central_set: str) -> str:
-    """Which hospitals gain and which lose by taking part, by intervals that leave out 0; empty where no run told each one's lead."""
+    """Which hospitals gain and which lose by taking part, by intervals that leave out 0; empty where no run told each one's lead.
+
+    The sentence says where each interval holds by itself, so that of many hospitals some win or lose by chance.
+    """
     gains = gains_of(run, central_set)
     if not gains:
         return ""
@@ -93,9 +97,12 @@ def _who_gains(run: StoredRun, central_set: str) -> str:
         f" ({', '.join(losers)})" if 0 < len(losers) <= 5 else ""
     )
     undecided = len(gains) - len(clear)
+    baselines = run.summary.baselines
+    at_once = baselines is not None and baselines.lead[central_set].simultaneous
+    by_chance = "" if at_once else " Each interval is of one hospital by itself: of twenty, one wins or loses by chance."
     return (
         f"By taking part, of {counted(len(gains), 'hospital')} {len(clear) - len(losers)} "
-        f"{'gains' if len(clear) - len(losers) == 1 else 'gain'}, {lost}, and of {undecided} it cannot be told."
+        f"{'gains' if len(clear) - len(losers) == 1 else 'gain'}, {lost}, and of {undecided} it cannot be told.{by_chance}"
     )
 
 
@@ -120,8 +127,9 @@ class GainRow:
 
 @dataclass(frozen=True)
 class GainTable:
-    """All hospitals on all held-out sets."""
+    """All hospitals on all held-out sets; `at_once` where intervals hold for all hospitals of a set together."""
 
+    at_once: bool
     nouns: list[str]
     rows: list[GainRow]
 
@@ -135,7 +143,8 @@ def gain_table(run: StoredRun) -> GainTable | None:
     sites = sorted({site for found in gains.values() for site in found})
     own = {site: {name: ReportedEstimate.of(alone[site].central(name).get("auroc")) for name in gains} for site in sites}
     rows = [GainRow(site, [(own[site][name], gains[name].get(site, ReportedEstimate())) for name in gains]) for site in sites]
-    return GainTable([set_noun(name) for name in gains], rows)
+    at_once = all(run.summary.baselines.lead[name].simultaneous for name in gains)
+    return GainTable(at_once, [set_noun(name) for name in gains], rows)
 
 
 def population_sentence(run: StoredRun) -> str:

@@ -23,7 +23,8 @@ from pneumofed.common.config.classes import in_words
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SurveyField
 from pneumofed.common.errors import counted
-from pneumofed.common.evaluation.comparison import Margins
+from pneumofed.common.evaluation.comparison import Margins, area_bound
+from pneumofed.common.evaluation.paired import PairedAreas
 from pneumofed.common.evaluation.similarity import mean_divergence, stability_index
 from pneumofed.common.ops.render import render
 from pneumofed.common.wire.survey import NOT_STATED, SMALL_CELL, TITLES, SurveyAnswer, survey_cells
@@ -39,6 +40,7 @@ CHANCE = 0.99
 MOST_NAMED = 6
 """Sites that the summary names."""
 _LARGEST_FACTOR = 1e6
+_STEPS = 40
 PAGE, ANALYSIS = "report.html", "analysis.json"
 
 Rate = Annotated[float, Field(gt=0.0, lt=0.5)]
@@ -77,10 +79,11 @@ def area_error(auroc: float, sick: float, well: float) -> float:
 
 
 def noninferiority_power(assumed: PowerAssumptions, sick: float, well: float) -> float:
-    """Computes the chance to show that a model which is as good as another one is not worse by more than the margin.
+    """Computes the chance that the release gate's test of AUROC passes a model which is as good as another one.
 
     Both are judged on the same patients, so that the variance of the difference is 2 (1 - r) SE^2 (Hanley and McNeil 1983, Radiology
-    148:839); power = Phi(margin / SE of the difference - z(1 - alpha)) (Obuchowski and McClish 1997, Statistics in Medicine 16:1529).
+    148:839). The test passes from some difference on, for which its bound (`area_bound`, the lower one of two) reaches the margin; power
+    is the chance of so much (Obuchowski and McClish 1997, Statistics in Medicine 16:1529, for the usual bound alone).
 
     Args:
         assumed: AUROC of both models, margin, error and correlation.
@@ -88,12 +91,24 @@ def noninferiority_power(assumed: PowerAssumptions, sick: float, well: float) ->
         well: patients without.
 
     Returns:
-        In [0, 1]; 0 where a class has nobody.
+        In [0, 1]; 0 where a class has nobody, or so few that not even a faultless model passes.
     """
     error = area_error(assumed.auroc, sick, well) * math.sqrt(2.0 * (1.0 - assumed.correlation))
-    if math.isnan(error):
+    low, high = -assumed.margin, 2.0 * (1.0 - assumed.auroc)
+    if math.isnan(error) or not _passes(assumed, sick, well, high):
         return 0.0
-    return NormalDist().cdf(assumed.margin / error - NormalDist().inv_cdf(1.0 - assumed.alpha))
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if _passes(assumed, sick, well, middle) else (middle, high)
+    return NormalDist().cdf(-high / error)
+
+
+def _passes(assumed: PowerAssumptions, sick: float, well: float, difference: float) -> bool:
+    """Whether the gate's test passes two models with the assumed variances whose AUROCs, about the assumed one, differ so."""
+    variance = area_error(assumed.auroc, sick, well) ** 2
+    new = min(assumed.auroc + difference / 2.0, 1.0)
+    areas = PairedAreas(new - difference, new, variance, variance, assumed.correlation * variance)
+    return area_bound(areas, (sick, well), assumed.alpha) > -assumed.margin
 
 
 def noninferiority_patients(assumed: PowerAssumptions, sick: float, well: float) -> tuple[int, int] | None:
@@ -110,9 +125,11 @@ def noninferiority_patients(assumed: PowerAssumptions, sick: float, well: float)
     if min(sick, well) < 1.0:
         return None
     low, high = math.log(1.0 / min(sick, well)), math.log(_LARGEST_FACTOR)
-    for _ in range(60):
+    for _ in range(_STEPS):
         middle = (low + high) / 2.0
-        enough = noninferiority_power(assumed, sick * math.exp(middle), well * math.exp(middle)) >= assumed.power
+        kept = sick * math.exp(middle), well * math.exp(middle)
+        error = area_error(assumed.auroc, *kept) * math.sqrt(2.0 * (1.0 - assumed.correlation))
+        enough = min(kept) >= 1.0 and _passes(assumed, *kept, -NormalDist().inv_cdf(assumed.power) * error)
         low, high = (low, middle) if enough else (middle, high)
     return math.ceil(sick * math.exp(high)), math.ceil(well * math.exp(high))
 
@@ -219,7 +236,9 @@ def _power_sentences(found: Mapping[str, Any]) -> list[str]:
         f"known to within {Z_95 * together['error']:.3f} (95%).",
         f"To show that another model is not worse by more than {assumed['margin']:g} of AUROC takes {sick:,} patients with pneumonia and "
         f"{well:,} without (power {assumed['power']:.0%}); validation has about {together['sick']:,.0f} and {together['well']:,.0f}, "
-        f"{'enough' if enough else 'not enough'}: the power is {together['power']:.0%}.",
+        f"{'enough' if enough else 'not enough'}: the power is {together['power']:.0%}. This is one test of AUROC, on all of them "
+        "together: the release gate makes it on each held-out set and at each hospital, and tests sensitivity and specificity too, and all "
+        "must pass.",
     ]
 
 

@@ -146,6 +146,8 @@ class BaselineLead(Record):
     over_best_alone: MetricInterval | None = None
     over_alone: Mapping[str, MetricInterval] = {}
     """By hospital: what it gains by taking part."""
+    simultaneous: bool = False
+    """Whether the intervals over hospitals hold for all of them at once; each by itself in runs of former versions."""
 
 
 class BaselineTable(Record):

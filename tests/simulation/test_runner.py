@@ -128,7 +128,13 @@ def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> No
     assert summary["bytes"]["total"] == summary["bytes"]["up"] + summary["bytes"]["down"] > 0
     assert summary["baselines"]["pooled"]["test"]["auroc"]["value"] is not None
     assert set(summary["baselines"]["alone"]) == {"hospital-00", "hospital-01"}
-    assert set(summary["baselines"]["lead"]["test"]) == {"best_alone", "over_pooled", "over_best_alone", "over_alone"}
+    assert set(summary["baselines"]["lead"]["test"]) == {
+        "best_alone",
+        "over_pooled",
+        "over_best_alone",
+        "over_alone",
+        "simultaneous",
+    }
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
     for name in (
         "report.html",

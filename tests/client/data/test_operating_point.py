@@ -140,10 +140,26 @@ def test_new_patients_get_what_the_interval_says_although_the_same_patients_chos
         logits = generator.normal(size=60) + 2.0 * labels - 1.0
         found = Predictions(np.column_stack([expit(-logits), expit(logits)]), labels, tuple(map(str, range(60))))
         chosen = choose_threshold(Statistics.of(found), policy, target).value
-        rates = rates_at(found, chosen, (30, 30))
+        rates = rates_at(found, chosen, policy)
         true = {"sensitivity": norm.sf(logit(chosen), 1.0), "specificity": norm.cdf(logit(chosen), -1.0)}
         inside.append([rates[name].low <= true[name] <= rates[name].high for name in true])
     assert np.mean(inside, axis=0).min() >= 0.93, "0.95 but for three standard errors of 300 draws"
+
+
+@pytest.mark.parametrize("apart", [1.0, 1.4])
+@pytest.mark.parametrize("sick", [20, 200])
+def test_the_luckiest_threshold_of_a_poor_model_promises_no_more_than_it_keeps(apart: float, sick: int) -> None:
+    """AUROC 0.76 and 0.84, 200 patients without pneumonia."""
+    generator, inside = np.random.default_rng(0), []
+    labels = np.repeat([0, 1], [200, sick])
+    for _ in range(500):
+        logits = generator.normal(size=len(labels)) + apart * labels
+        found = Predictions(np.column_stack([expit(-logits), expit(logits)]), labels, tuple(map(str, range(len(labels)))))
+        chosen = choose_threshold(Statistics.of(found), "youden").value
+        rates = rates_at(found, chosen, "youden")
+        true = {"sensitivity": norm.sf(logit(chosen), apart), "specificity": norm.cdf(logit(chosen))}
+        inside.append([rates[name].low <= true[name] <= rates[name].high for name in true])
+    assert np.mean(inside, axis=0).min() >= 0.95
 
 
 def test_images_of_one_patient_count_as_one(bundle: Bundle) -> None:

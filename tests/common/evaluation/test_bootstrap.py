@@ -12,7 +12,13 @@ from scipy.stats import binomtest
 
 from pneumofed.common.errors import DataError
 from pneumofed.common.evaluation import bootstrap as module
-from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference, resample_patients
+from pneumofed.common.evaluation.bootstrap import (
+    Bootstrap,
+    bootstrap,
+    bootstrap_difference,
+    bootstrap_differences,
+    resample_patients,
+)
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
@@ -74,6 +80,14 @@ def test_shares_that_are_the_same_in_every_resample_get_the_exact_interval_of_th
         assert (wrong[name]["low"], wrong[name]["high"]) == pytest.approx((exact.low, exact.high)), name
     assert right["balanced_accuracy"]["low"] == pytest.approx((right["sensitivity"]["low"] + right["specificity"]["low"]) / 2)
     assert math.isnan(right["f1"]["low"]) and math.isnan(right["mcc"]["low"])  # no rule is known for them
+
+
+def test_a_perfect_share_is_less_sure_where_one_patient_has_most_images() -> None:
+    low = []
+    for patients in (list(range(20)), [0] * 60 + list(range(20))):
+        found = of_scores([0.9] * len(patients) + [0.1] * 20, [1] * len(patients) + [0] * 20, patients + list(range(20, 40)))
+        low.append(bootstrap(found, 0.5, Bootstrap(50))["sensitivity"]["low"])
+    assert low[1] < low[0] - 0.2
 
 
 def test_an_area_of_one_rests_on_pairs_of_different_patients() -> None:
@@ -210,3 +224,28 @@ def test_models_of_other_images_are_not_compared() -> None:
     for other in (take(first, np.arange(10)[::-1]), resample(10, 2), take(first, np.arange(9))):
         with pytest.raises(DataError):
             bootstrap_difference(first, other, few)
+
+
+def test_of_twenty_equal_models_none_is_called_better_more_often_than_stated() -> None:
+    """The best of them on the very set is among them."""
+    generator, called = np.random.default_rng(4), 0
+    labels = np.repeat([0, 1], [60, 100])
+    for run in range(60):
+        common = generator.normal(size=160)
+        drawn = 0.9 * common + 0.45 * generator.normal(size=(21, 160)) + 1.9 * labels
+        shared, *alone = (of_scores((1 / (1 + np.exp(-one))).tolist(), labels.tolist()) for one in drawn)
+        others = {f"hospital {number}": one for number, one in enumerate(alone)}
+        found = bootstrap_differences(shared, others, Bootstrap(200, seed=run))
+        called += any(one["high"] < 0.0 for one in found.values())
+    assert called <= 3  # 5 %
+
+
+def test_of_one_other_model_the_interval_is_nearly_that_of_percentiles_and_a_model_does_not_differ_from_itself() -> None:
+    generator, labels = np.random.default_rng(1), np.repeat([0, 1], 100)
+    first, second = (of_scores((1 / (1 + np.exp(-generator.normal(size=200) - labels))).tolist(), labels.tolist()) for _ in "ab")
+    alone, plain = bootstrap_differences(first, {"b": second})["b"], bootstrap_difference(first, second)
+    assert alone["value"] == plain["value"]
+    assert (alone["low"], alone["high"]) == pytest.approx((plain["low"], plain["high"]), abs=0.01)
+    same = bootstrap_differences(first, {"itself": first})["itself"]
+    assert (same["low"], same["value"], same["high"]) == (0.0, 0.0, 0.0)
+    assert bootstrap_differences(first, {}) == {}

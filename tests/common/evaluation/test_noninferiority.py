@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 
 from pneumofed.common.evaluation.comparison import (
     NonInferiority,
+    Rates,
     area_bound,
     area_limit,
+    compare_predictions,
     judge_areas,
     judge_rates,
     patients_needed,
     rate_bound,
     tango_limit,
 )
-from pneumofed.common.evaluation.paired import PairedAreas, PairedRates, paired_areas, paired_rates
+from pneumofed.common.evaluation.paired import PairedAreas, PairedRates, effective_number, paired_areas, paired_rates
+from pneumofed.server.release.gate import lower_ends
 from tests.common.evaluation.draws import of_scores
 
 ALPHA, Z = 0.05, 1.6448536269514722
@@ -148,18 +152,55 @@ def test_a_model_worse_by_the_margin_is_released_at_most_at_the_stated_rate(sick
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("patients", "images"), [(30, 1), (150, 1), (60, 4)])
+@pytest.mark.parametrize(("patients", "images"), [(30, 1), (150, 1), (60, 4), (100, None), (400, None)])
 @pytest.mark.parametrize("discordant", [0.06, 0.15])
 def test_a_sensitivity_lower_by_the_margin_is_released_at_most_at_the_stated_rate(
-    patients: int, images: int, discordant: float
+    patients: int, images: int | None, discordant: float
 ) -> None:
-    """Images of one patient change together."""
+    """Images of one patient change together; without a number of images patients have as unequally many as in ChestX-ray14."""
     margin = 0.05
-    generator = np.random.default_rng([patients, images, int(100 * discordant)])
+    generator = np.random.default_rng([patients, images or 0, int(100 * discordant)])
     passed = 0
     for _ in range(2000):
+        sizes = drawn_sizes(generator, patients) if images is None else np.full(patients, images)
         change = generator.choice([1, -1, 0], patients, p=[(discordant - margin) / 2, (discordant + margin) / 2, 1 - discordant])
-        change = np.repeat(change, images)
-        rates = paired_rates(change <= 0, change >= 0, np.repeat(np.arange(patients), images))
+        change = np.repeat(change, sizes)
+        rates = paired_rates(change <= 0, change >= 0, np.repeat(np.arange(patients), sizes))
         passed += rate_bound(rates, ALPHA) > -margin
     assert passed / 2000 <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 2000)
+
+
+def drawn_sizes(generator: np.random.Generator, patients: int) -> np.ndarray:
+    """Images of each patient: lognormal, 3.6 on average with a coefficient of variation of 1.9."""
+    spread = np.log(1 + 1.9**2)
+    drawn = generator.normal(np.log(3.6) - spread / 2, np.sqrt(spread), patients)
+    return np.maximum(1, np.rint(np.exp(drawn))).astype(np.int64)
+
+
+def test_losses_of_patients_with_many_images_pass_no_more_often_than_stated() -> None:
+    """The new model loses all images of one patient in twenty, which is the margin."""
+    generator, passed, above = np.random.default_rng(8), 0, 0
+    for _ in range(300):
+        sizes = drawn_sizes(generator, 100)
+        patients, lost = np.repeat(np.arange(100), sizes), np.repeat(generator.random(100) < 0.05, sizes)
+        rates = paired_rates(np.ones(len(lost), bool), ~lost, patients)
+        passed += judge_rates(rates, 0.05, ALPHA).verdict is NonInferiority.NOT_WORSE
+        found = np.repeat(generator.random(100) < 0.7, sizes)
+        model = of_scores([*found.astype(float).tolist(), 0.0], [1] * len(found) + [0], [*patients.tolist(), 100])
+        above += lower_ends(compare_predictions(model, model, (0.5, 0.5)))["sensitivity"][1] > 0.7
+    assert passed <= 27  # 15 expected; a chance of 0.1 %
+    assert above <= 17  # 7.5 expected; a chance of 0.1 %
+
+
+def test_equally_many_images_count_as_patients_and_a_patient_with_most_of_them_leaves_little() -> None:
+    assert effective_number(np.repeat(np.arange(37), 3)) == 37.0
+    assert effective_number([0] * 100 + list(range(1, 101))) == pytest.approx(200**2 / (100**2 + 100))
+    assert effective_number([]) == 0.0
+
+
+def test_counts_of_former_versions_are_of_patients_and_more_than_these_are_refused() -> None:
+    told = {"images": 9, "patients": 5, "old": 4, "new": 4, "gained": 0, "lost": 0, "variance": 0.0}
+    assert Rates.model_validate(told).paired().effective_patients == 5.0
+    for wrong in (6.0, 0.0):
+        with pytest.raises(ValidationError, match="effective patients"):
+            Rates.model_validate({**told, "effective_patients": wrong})

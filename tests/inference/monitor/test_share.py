@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pneumofed.common.errors import DataError, MessageError
 from pneumofed.inference.monitor.share import MIN_COUNT, Grid, Summary, compare_sites
 from pneumofed.inference.monitor.streams import EMBEDDING
+from tests.inference.monitor import drawn
 from tests.inference.monitor.drawn import draw_arrivals, draw_reference, one_after_another
 
 REFERENCE = draw_reference()
@@ -52,6 +53,21 @@ def test_quiet_sites_are_named_no_more_often_than_promised() -> None:
         bool(compare_sites({"site": summarise(80, seed).for_release()}, REFERENCE)[0].moved(0.2)) for seed in range(100, 180)
     )
     assert named <= 28  # 16 expected at the most; more than 28 has a chance of 0.1 %
+
+
+def test_small_sites_that_withhold_many_counts_are_named_no_more_often_than_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawn, "NAMES", tuple(f"statistic {i}" for i in range(16)))
+    least = []
+    for seed in range(4):
+        reference = draw_reference(250, seed)
+        grid = Grid.of(reference)
+        for site in range(100):
+            found = draw_arrivals(reference, 62, 1000 * seed + site)
+            told = Summary.of(found.take(np.flatnonzero(~found.refused)[:55]), reference, grid).for_release()
+            least.append(min(compare_sites({"site": told}, reference)[0].p_values.values()))
+    # a chance of 0.1 % at the most
+    assert np.sum(np.array(least) <= 0.05) <= 35
+    assert np.sum(np.array(least) <= 0.05 / 12) <= 7
 
 
 def test_small_counts_are_withheld_and_their_sum_is_told() -> None:

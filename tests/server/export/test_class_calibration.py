@@ -31,7 +31,7 @@ def source(validation: Predictions, test: Predictions | None = None) -> Source:
     config = build_config(ExperimentConfig, {"evaluation": {"bootstrap_samples": 20}})
     run = SimpleNamespace(predictions={} if test is None else {"test": test})
     found: Any = SimpleNamespace(
-        validation=Statistics.of(validation, FEDERATED_GRID), images_per_patient=1.0, experiment=config, threshold=0.5, run=run
+        validation=Statistics.of(validation, FEDERATED_GRID), design_effect=1.0, experiment=config, threshold=0.5, run=run
     )
     return cast("Source", found)
 
@@ -52,3 +52,14 @@ def test_the_card_s_numbers_have_each_class_s_calibration_error_which_falls() ->
     for k in range(1, 4):
         before, after = (found[f"ece_class_{k}"].value or 0.0 for found in errors)
         assert after < 0.6 * before
+
+
+def test_hospitals_with_more_images_a_patient_weigh_more_in_how_many_count_as_one() -> None:
+    def effect(*counts: tuple[int | None, int | None]) -> float:
+        reports = {str(number): SimpleNamespace(used=used, patients=patients) for number, (used, patients) in enumerate(counts)}
+        found: Any = SimpleNamespace(run=SimpleNamespace(site_reports=lambda: reports))
+        return cast("Any", Source.design_effect).fget(found)
+
+    assert effect((70, 30), (35, 15)) == 70 / 30
+    assert effect((100, 100), (100, 10)) == (100 * 1 + 100 * 10) / 200
+    assert effect((None, None)) == 1.0

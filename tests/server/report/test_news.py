@@ -75,7 +75,11 @@ def test_each_hospital_is_told_whether_it_gains(tmp_path: Path) -> None:
     folder.write_summary(summary.updated(baselines=summary.baselines.updated(lead={"test": lead})))
     run = read_run(path)
     (sentence,) = lead_sentences(run)
-    assert "of 3 hospitals 1 gains, 1 loses (south), and of 1 it cannot be told" in sentence
+    assert "of 3 hospitals 1 gains, 1 loses (south), and of 1 it cannot be told. Each interval is of one hospital" in sentence
+    assert "95% CI of this hospital by itself, which was picked as the best here" in sentence
+    folder.write_summary(summary.updated(baselines=summary.baselines.updated(lead={"test": lead.updated(simultaneous=True)})))
+    (sentence,) = lead_sentences(read_run(path))
+    assert "95% CI of all hospitals at once" in sentence and "by itself" not in sentence
     table = gain_table(run)
     assert table is not None and table.nouns == ["test set"]
     assert [(row.name, row.estimates[0][1].value) for row in table.rows] == [("east", 0.1), ("north", 0.01), ("south", -0.03)]

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
+from pneumofed.common.evaluation.comparison import NonInferiority, judge_areas
+from pneumofed.common.evaluation.paired import paired_areas
 from pneumofed.common.wire.messages import SURVEY, Presence, pack_presence
 from pneumofed.common.wire.survey import ANSWER, SurveyAnswer, pack_survey, unpack_survey
 from pneumofed.server.federation.survey import SurveyResult, read_survey, run_survey, write_survey
@@ -28,6 +31,7 @@ from pneumofed.server.report.survey import (
     write_survey_page,
 )
 from tests.client.federation.test_policy import give_policy
+from tests.common.evaluation.draws import of_scores
 from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
 
 ASKED: list[SurveyField] = ["label", "sex", "age", "images"]
@@ -241,16 +245,26 @@ def test_the_needed_patients_have_the_power_and_one_in_a_hundred_fewer_have_not(
     assert noninferiority_patients(assumed, 300, 0) is None
 
 
-def test_power_agrees_with_drawn_scores() -> None:
-    """Two models of AUROC 0.9 whose AUROCs are about independent; the share of draws that pass is the power, up to the variance's form."""
-    assumed, rng, sick, well = PowerAssumptions(auroc=0.9, margin=0.06, correlation=0.0), np.random.default_rng(1), 80, 80
-    shift, passed = np.sqrt(2.0) * 1.2815515655446004, 0
-    for _ in range(1000):
-        areas = [np.mean(rng.normal(shift, 1, (sick, 1)) > rng.normal(0, 1, well)) for _ in range(2)]
-        errors = [area_error(float(area), sick, well) for area in areas]
-        error = np.hypot(errors[0], errors[1])
-        passed += areas[1] - areas[0] - 1.6448536269514722 * error > -assumed.margin
-    assert passed / 1000 == pytest.approx(noninferiority_power(assumed, sick, well), abs=0.06)
+@pytest.mark.parametrize(("auroc", "margin", "correlation", "shared"), [(0.9, 0.05, 0.0, 0.0), (0.95, 0.03, 0.5, 0.6)])
+def test_power_is_how_often_the_release_gate_passes_an_equal_model(
+    auroc: float, margin: float, correlation: float, shared: float
+) -> None:
+    """Normal scores with so much in common that the AUROCs correlate as assumed; up to the form of the variance."""
+    assumed, rng = PowerAssumptions(auroc=auroc, margin=margin, correlation=correlation), np.random.default_rng(1)
+    needed = noninferiority_patients(assumed, 100, 60)
+    assert needed is not None
+    labels = np.repeat([1, 0], needed)
+    apart, passed = np.sqrt(2.0) * NormalDist().inv_cdf(auroc), 0
+    for _ in range(300):
+        common = rng.normal(size=len(labels))
+        drawn = np.sqrt(shared) * common + np.sqrt(1.0 - shared) * rng.normal(size=(2, len(labels))) + apart * labels
+        old, new = (of_scores((1.0 / (1.0 + np.exp(-one))).tolist(), labels.tolist()) for one in drawn)
+        passed += judge_areas(paired_areas(old, new), needed, margin, assumed.alpha).verdict is NonInferiority.NOT_WORSE
+    assert passed / 300 == pytest.approx(0.8, abs=0.08)
+
+
+def test_of_a_handful_no_model_passes() -> None:
+    assert noninferiority_power(PowerAssumptions(), 3, 3) < 0.05
 
 
 def test_a_class_of_few_is_not_none(tmp_path: Path) -> None:
