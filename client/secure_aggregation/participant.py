@@ -303,7 +303,7 @@ def masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, pu
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
     participant = _participant(instruction, step, config, policy)
-    plan = participant.begin_masking(step, hash_subject(instruction.weights, instruction.suitability))
+    plan = participant.begin_masking(step, hash_subject(instruction.weights, instruction.suitability, instruction.rate_factor))
     try:
         yield plan
     except BaseException:

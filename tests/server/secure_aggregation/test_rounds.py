@@ -387,6 +387,28 @@ def test_a_coordinator_that_tells_two_sets_of_survivors_learns_nothing(tmp_path:
         made.run("run", experiment(), grid=made.grid(Interfering(lie)))
 
 
+@pytest.mark.parametrize("other", [[1], [1, 2, 3]], ids=["one", "all but one"])
+def test_sites_that_are_told_another_rate_have_no_sum_with_the_rest(tmp_path: Path, other: list[int]) -> None:
+    """A rate of nearly zero for all but one would make the sum that one's update."""
+    made = federation(tmp_path)
+
+    def slow(node: int, step: Step, message: Message) -> Message:
+        if step.stage == "mask" and node in other:
+            message.content.config_records["config"]["rate-factor"] = 1e-4
+        return message
+
+    with pytest.raises(RoundError, match="broke the agreement"):
+        made.run("run", experiment(rounds=8, training={"schedule": "plateau"}), grid=made.grid(Interfering(slow)))
+
+
+def test_a_site_that_drops_out_of_a_round_at_a_lower_rate_is_survived(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+    never_better = {"schedule": "plateau", "plateau": {"patience_rounds": 0, "min_delta": 100.0}, "final_factor": 0.2}
+    made.run("run", experiment(rounds=3, training=never_better), grid=made.grid(_Dropping(3, 3)))
+    last = history(made, "run")[-1]
+    assert there(last.rate_factor) < 1.0 and there(last.secure_sum).summed == ("site-0", "site-1", "site-2")
+
+
 def test_a_message_in_the_clear_is_refused_in_a_secure_run(tmp_path: Path) -> None:
     made = federation(tmp_path)
 
