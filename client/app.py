@@ -107,7 +107,7 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
         policy: the site's, as it stood when the message came.
     """
     if instruction.step:
-        reply = answer_step(instruction, config, policy, lambda: would_judge(instruction, config, policy))
+        reply = answer_step(instruction, config, policy, lambda purpose: would_judge(instruction, config, policy, purpose))
         return pack_reply(Presence(config.name, ""), reply)
     if instruction.survey:
         return answer_survey(instruction, config, policy)

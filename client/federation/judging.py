@@ -5,7 +5,8 @@ suitability tests (`common.model_bundle.pooled_scores`) leaves by the same.
 
     evaluate_round(instruction, config, policy)            a message of its own; in secure aggregation a sum of its own
     judge_before_training(instruction, config, policy)     with `evaluation.with_training`: the model that a training message brings
-    would_judge(...), judge_under_masks(...)               the same where updates are summed under masks
+    would_judge(...)                                       before a sum under masks: whether the site has statistics to add
+    judge_under_masks(...)                                 with `evaluation.with_training`, where updates are summed under masks
 
 The models that sites train by themselves are judged in `client.federation.alone`.
 """
@@ -24,7 +25,13 @@ from pneumofed.client.federation.ditto import PersonalModels
 from pneumofed.client.federation.evaluations import admit_evaluation, coarsen
 from pneumofed.client.federation.network import network_with, own_network
 from pneumofed.client.federation.policy_decision import RunRequest
-from pneumofed.client.federation.requests import Disclosure, open_site_data, record_not_judged
+from pneumofed.client.federation.requests import (
+    Disclosure,
+    admit,
+    open_site_data,
+    record_not_judged,
+    rule_against_statistics,
+)
 from pneumofed.client.federation.site_data import SiteData, class_number
 from pneumofed.client.secure_aggregation.participant import MaskPlan, masking
 from pneumofed.common.config.experiment import ExperimentConfig
@@ -37,7 +44,7 @@ from pneumofed.common.model_bundle.pooled_scores import SCORE_BINS, count_scores
 from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS, score_images
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import compute_features, predict_cached
-from pneumofed.common.secure_aggregation.protocol import pack_masked
+from pneumofed.common.secure_aggregation.protocol import Purpose, pack_masked
 from pneumofed.common.secure_aggregation.quantization import encode_scores, encode_statistics
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content, Evaluation, pack_evaluation
@@ -70,10 +77,7 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         if plan is None:
             return pack_evaluation(judge_global(instruction, config, policy))
         found = _judge(instruction, config, policy)
-        if found.releases.withholds("validation_statistics"):
-            raise PolicyError("min_validation_patients", "too few validation patients for a sum")
-        if not found.statistics.n:
-            raise EmptySiteError(f"{config.name}: no validation statistics for the sum")
+        _require_statistics(found.statistics.n, found.releases)
         vector = encode_statistics(found.statistics)
         plan.hide(vector)
         return pack_masked(found.releases.presence(found.layout.digest), vector)
@@ -125,30 +129,63 @@ def judge_before_training(instruction: Instruction, config: SiteConfig, policy: 
         return error
 
 
-def would_judge(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> bool:
-    """Says whether this site will judge the model that a training message is about to bring, in a secure sum of updates.
+def would_judge(instruction: Instruction, config: SiteConfig, policy: SitePolicy, purpose: Purpose) -> bool:
+    """Finds out, when a secure sum begins, whether this site has statistics to add to it; nothing is counted yet.
 
-    The vectors of all sites hold statistics or none does: those of a few would be told by the sum, as if they were not masked. What the
-    policy withholds or refuses, or a lack of validation patients, is therefore found out when the sum begins; nothing is counted yet, and
-    nothing that fails here costs the site its training.
+    In a sum of updates (`evaluation.with_training`) the vectors of all sites hold statistics or none does: those of a few would be told by
+    the sum, as if they were not masked. Nothing that fails here costs the site its training. In a sum of statistics or scores a site that
+    has none takes no part: one that refused only after it shared its secrets would count among those who must stay, and a few such sites
+    would cost all others their sum, with the answers that they had counted for it.
 
     Args:
         instruction: the first step of the sum.
         config: the site's own.
         policy: the site's, as it stood when the message came.
+        purpose: of the sum.
+
+    Returns:
+        Whether it adds statistics of the model that it trains on from: False in sums that hold no updates.
+
+    Raises:
+        PolicyError: the sum holds no updates, and the policy lets nothing leave now.
+        EmptySiteError: it holds none, and the site has no validation patient.
     """
+    if purpose != "train":
+        admit(instruction, config, policy, "evaluate")
+        if rule := rule_against_statistics(policy):
+            raise PolicyError(rule, "validation statistics never leave this site, so it takes no part in their sum")
+        _require_statistics(*_admissible(instruction, config, policy, len(SUITABILITY_TESTS) if purpose == "score" else 1))
+        return False
     if not instruction.experiment.judges_in_training(instruction.round):
         return False
     of_former = replace(instruction, round=instruction.round - 1)
     try:
-        site = open_site_data(of_former, config, policy, "evaluate")
-        if Disclosure.of(site, instruction.experiment, policy).withholds("validation_statistics"):
-            return False
-        return len(admit_validation(site, of_former, config, policy, counts=False).validation.labels) > 0
+        return _admissible(of_former, config, policy)[0] > 0
     except Exception as error:
         logger.exception("round %d: the model is not judged here", of_former.round)
         record_not_judged(of_former, config, error)
         return False
+
+
+def _admissible(instruction: Instruction, config: SiteConfig, policy: SitePolicy, answers: int = 1) -> tuple[int, Disclosure]:
+    """How many validation images so many answers would be about now; none are where the policy withholds their statistics."""
+    site = open_site_data(instruction, config, policy, "evaluate")
+    releases = Disclosure.of(site, instruction.experiment, policy)
+    if releases.withholds("validation_statistics"):
+        return 0, releases
+    return len(admit_validation(site, instruction, config, policy, answers, counts=False).validation.labels), releases
+
+
+def _require_statistics(images: int, releases: Disclosure) -> None:
+    """Refuses a sum to which the site would add nothing.
+
+    Raises:
+        PolicyError, EmptySiteError: why.
+    """
+    if releases.withholds("validation_statistics"):
+        raise PolicyError("min_validation_patients", "too few validation patients for a sum")
+    if not images:
+        raise EmptySiteError(f"{releases.site.name}: no validation patient for the sum")
 
 
 def judge_under_masks(instruction: Instruction, config: SiteConfig, policy: SitePolicy, plan: MaskPlan) -> Statistics | None:
@@ -197,7 +234,7 @@ def _judge(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
 
 
 def admit_validation(
-    site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy, *, counts: bool = True
+    site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy, answers: int = 1, *, counts: bool = True
 ) -> SiteData:
     """Returns the site with those validation patients whom one more answer may be about, which is counted.
 
@@ -206,6 +243,7 @@ def admit_validation(
         instruction: what the coordinator asks.
         config: the site's own; without a policy all patients are admitted.
         policy: the site's, as it stood when the message came.
+        answers: as how many it counts, as `client.federation.evaluations.admit_evaluation` says.
         counts: False only asks.
 
     Raises:
@@ -214,7 +252,7 @@ def admit_validation(
     if config.policy is None:
         return site
     request = RunRequest.of(instruction.experiment, "evaluate", instruction.run, instruction.round)
-    admitted = admit_evaluation(site.validation, request, policy, Path(config.work_dir), counts=counts)
+    admitted = admit_evaluation(site.validation, request, policy, Path(config.work_dir), answers=answers, counts=counts)
     return replace(site, validation=admitted)
 
 
@@ -271,11 +309,7 @@ def count_patients(
     releases = Disclosure.of(site, experiment, policy)
     presence, counts = releases.presence(layout_digest), np.zeros((len(SUITABILITY_TESTS), SCORE_BINS), np.int64)
     if not releases.withholds("validation_statistics") and len(site.validation.labels):
-        if config.policy is not None:
-            request = RunRequest.of(experiment, "evaluate", instruction.run, instruction.round)
-            tests = len(SUITABILITY_TESTS)
-            admitted = admit_evaluation(site.validation, request, policy, Path(config.work_dir), answers=tests)
-            site = replace(site, validation=admitted)
+        site = admit_validation(site, instruction, config, policy, len(SUITABILITY_TESTS))
         first = {patient: row for row, patient in reversed(list(enumerate(site.validation.patients)))}
         chosen = site.validation.subset(sorted(first.values()))
         compute = build_compute(config.device, "fp32", config.threads)

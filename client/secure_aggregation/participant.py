@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from pneumofed.client.federation.policy import UNRESTRICTED
-from pneumofed.client.federation.requests import rule_against_statistics, shows_statistics
+from pneumofed.client.federation.requests import shows_statistics
 from pneumofed.client.federation.sum_terms import Broken, broken_term, too_few
 from pneumofed.client.secure_aggregation.memory import HeldShares, Identity, Memory, MemoryFolder
 from pneumofed.common.audit.log import hash_experiment
@@ -97,11 +97,9 @@ class Participant:
 
         Raises:
             SecureSumError: the roster is not the authority's or too old, or the sum was begun before.
-            PolicyError: the hospital does not accept the sum's terms, or would add nothing to it.
+            PolicyError: the hospital does not accept the sum's terms.
         """
         _accept(broken_term(self.policy, self.cfg))
-        if self.session.purpose != "train" and (rule := rule_against_statistics(self.policy)):
-            raise PolicyError(rule, "validation statistics never leave this site, so it takes no part in their sum")
         roster = self.identity.check_roster(step.roster)
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
         with self.folder.begin(session, roster):
@@ -250,25 +248,27 @@ class Participant:
             raise SecureSumError(f"{count} sites, {least} are needed (secure_aggregation.threshold, and never fewer than 3)")
 
 
-def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy, would_judge: Callable[[], bool]) -> Section:
-    """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it, but by `would_judge`.
+def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy, judges: Callable[[Purpose], bool]) -> Section:
+    """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it, but by `judges`.
 
     Args:
         instruction: the coordinator's message, with the step and the experiment.
         config: of the site, with the connection whose keys sign.
         policy: the site's, as it stood when the message came.
-        would_judge: says whether the site will add statistics of the model that it trains on from, to a sum of updates.
+        judges: says whether the site will add statistics of the model that it trains on from; raises where the sum is of such
+            numbers alone and it has none to add.
 
     Raises:
         SecureSumError: the step is not what the protocol allows.
-        PolicyError: the hospital does not accept the terms of the sum.
+        PolicyError: the hospital does not accept the terms of the sum, or would add nothing to it.
+        EmptySiteError: the site has nothing to add.
         ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
     participant = _participant(instruction, step, config, policy)
     match step.stage:
         case "advertise":
-            return participant.advertise(step, judges=step.purpose == "train" and would_judge())
+            return participant.advertise(step, judges=judges(step.purpose))
         case "share":
             return participant.share(step)
         case "confirm":
@@ -303,7 +303,7 @@ def masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, pu
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
     participant = _participant(instruction, step, config, policy)
-    plan = participant.begin_masking(step, hash_subject(instruction.weights, instruction.suitability))
+    plan = participant.begin_masking(step, hash_subject(instruction.weights, instruction.suitability, instruction.rate_factor))
     try:
         yield plan
     except BaseException:

@@ -152,8 +152,9 @@ class SecureAggregationConfig(Section):
     """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as
     `common.secure_aggregation.masking` needs."""
     stage_timeout_sec: Positive = 60.0
-    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
-    a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
+    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares, and find out whether they have
+    validation statistics to add. Each starts a process at a site; a simulation of hundreds of hospitals on one machine needs more, since
+    they answer one after the other."""
     grace_sec: NonNegative = 5.0
     """Once enough sites have answered the last two steps, so long is waited for the others."""
 

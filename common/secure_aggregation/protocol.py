@@ -86,20 +86,22 @@ class SumSession:
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=self.bind(label, *parts)).derive(secret)
 
 
-def hash_subject(arrays: ModelArrays, suitability: Suitability | None = None) -> str:
+def hash_subject(arrays: ModelArrays, suitability: Suitability | None = None, rate_factor: float = 1.0) -> str:
     """Hashes what the vectors of a sum are about, which masks are bound to: vectors about different things have no sum.
+
+    It holds all of an instruction that changes a vector and that the session does not say. A rate factor of nearly zero, sent to all
+    sites but one, would otherwise make the sum that one's update.
 
     Args:
         arrays: the weights that the sites were sent.
         suitability: the tests that scores are asked of.
+        rate_factor: on the learning rate of the round.
 
     Returns:
         SHA-256 in hexadecimal.
     """
-    weights = hash_arrays(arrays)
-    if suitability is None:
-        return weights
-    return hashlib.sha256(f"{weights} {suitability.model_dump_json()}".encode()).hexdigest()
+    tests = suitability.model_dump_json() if suitability else ""
+    return hashlib.sha256(f"{hash_arrays(arrays)} {rate_factor!r} {tests}".encode()).hexdigest()
 
 
 MOST_SITES = 10_000

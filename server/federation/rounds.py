@@ -241,8 +241,9 @@ class Coordinator:
             RoundError: fewer good updates than the experiment needs.
         """
         if self.secure is not None:
+            factor = self.rate.factor(number)
             trained = self.secure.train(
-                drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps)
+                drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps), factor
             )
             if number == 1 and sorted(trained.sites) == self.directory.names:
                 self._check_summed_classes(trained)

@@ -64,7 +64,9 @@ class SecureRounds:
     key_roster: KeyDirectory
     nodes: Mapping[str, int]
 
-    def train(self, drawn: Sequence[str], number: int, base: ModelArrays, messages: Messages) -> TrainingOutcome:
+    def train(
+        self, drawn: Sequence[str], number: int, base: ModelArrays, messages: Messages, rate_factor: float = 1.0
+    ) -> TrainingOutcome:
         """Runs the round's training as a secure sum and returns the mean update on `base`, as the only one.
 
         Args:
@@ -72,11 +74,13 @@ class SecureRounds:
             number: the round, from 1.
             base: the global weights that sites train on from.
             messages: gives the training messages for the steps that ask for the vectors.
+            rate_factor: on the learning rate, as these messages have it.
 
         Raises:
             RoundError: too few sites stayed, or their sum is none that their bounds allow.
         """
-        asked = SumRequest("train", number, hash_subject(base), lambda sites, judged: self._codec(sites, judged).shape)
+        subject = hash_subject(base, rate_factor=rate_factor)
+        asked = SumRequest("train", number, subject, lambda sites, judged: self._codec(sites, judged).shape)
         outcome = self._sum(asked, drawn, messages)
         codec = self._codec(len(outcome.participants), outcome.judged)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 import yaml
 
+from pneumofed.client.federation.policy import UNRESTRICTED
+from pneumofed.client.federation.requests import read_request
+from pneumofed.client.federation.site_data import read_site_config
 from pneumofed.client.federation.sum_terms import broken_term
+from pneumofed.client.secure_aggregation.participant import MaskPlan, Participant, masking
+from pneumofed.common.config.choices import CORRECTED
 from pneumofed.common.config.experiment import SecureAggregationConfig
 from pneumofed.common.config.parties import SitePolicy
-from pneumofed.common.errors import PolicyError, RoundError, SecureSumError
+from pneumofed.common.errors import ConfigError, MessageError, PolicyError, RoundError, SecureSumError
+from pneumofed.common.model_bundle.suitability import fit_suitability
 from pneumofed.common.secure_aggregation.key_agreement import digest_keys, own_mask, pair_mask, sign_survivors
 from pneumofed.common.secure_aggregation.masking import SumVector, join_shares, threshold
-from pneumofed.common.secure_aggregation.protocol import Shares, Step, unpack_masked, unpack_reply
+from pneumofed.common.secure_aggregation.protocol import Shares, Step, SumSession, unpack_masked, unpack_reply
 from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, largest_share
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import RoundRecord
@@ -215,3 +222,84 @@ def test_terms_that_a_policy_refuses_are_answered_by_nobody(tmp_path: Path) -> N
     made = federation(tmp_path, 3, {0: {}, 1: {}, 2: {}})
     with pytest.raises(RoundError, match="min_sum_threshold"):
         made.run("run", experiment(threshold=0.51))
+
+
+HARMLESS = {
+    "audit_head": "a site writes it into its log, and into nothing that leaves",
+    "held": "stands for `arrays`, which the site hashes as it has them",
+    "averaged": "says how the site makes `arrays`, which it hashes as it has them",
+    "latest": "never travels, and nothing is computed from it",
+    "counted": "is read by strategies with a correction, which secure_aggregation refuses",
+    "variate": "is read by strategies with a correction, which secure_aggregation refuses",
+}
+"""Fields of an instruction that may differ between the sites of a sum, and why that tells nothing."""
+ARRAYS = ModelArrays(np.zeros(5, np.float32), np.zeros(2, np.float32))
+SUMMED = {
+    "rounds": 8,
+    "secure_aggregation": {"enabled": True},
+    "training": {"schedule": "plateau"},
+    "evaluation": {"hospital_reference": True},
+}
+
+
+def asked_for(**changes: Any) -> Instruction:
+    step = Step(stage="mask", purpose="train", identifier=32 * "0").model_dump_json()
+    return replace(Instruction(tiny_experiment(**SUMMED), 16 * "0", 2, ARRAYS, step=step), **changes)
+
+
+def changed_instructions() -> dict[str, Instruction]:
+    """For each field an instruction that differs from `asked_for()` in it alone."""
+    images, features = np.random.default_rng(0).random((8, 32, 32), np.float32), np.ones((8, 4), np.float32)
+    step = Step(stage="mask", purpose="train", identifier=32 * "1").model_dump_json()
+    changes = {
+        "experiment": tiny_experiment(**SUMMED, seed=7),
+        "run": 16 * "1",
+        "round": 3,
+        "arrays": ModelArrays(np.ones(5, np.float32), ARRAYS.statistics),
+        "step": step,
+        "rate_factor": 1e-4,
+        "suitability": fit_suitability(images, features, np.zeros((8, 1), np.float32)),
+        "first": ARRAYS,
+        "other": ARRAYS,
+        "survey": ("age",),
+        "clinical": True,
+    }
+    return {name: asked_for(**{name: value}) for name, value in changes.items()}
+
+
+def test_what_a_vector_depends_on_is_in_its_masks_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one site is asked differently from the others, in any field, gives no sum with theirs."""
+    made = TinyFederation(tmp_path, sites=1)
+    made.give_identities()
+    site, bound = read_site_config(made.sites / "0.yaml"), list[tuple[SumSession, str]]()
+
+    def note(self: Participant, step: Step, subject: str) -> MaskPlan:
+        bound.append((self.session, subject))
+        return MaskPlan(3, ())
+
+    monkeypatch.setattr(Participant, "begin_masking", note)
+
+    def ask(instruction: Instruction) -> None:
+        instruction, _ = read_request(pack_instruction(instruction), "train", site)
+        with masking(instruction, site, UNRESTRICTED, "train"):
+            pass
+
+    ask(asked_for())
+    ask(asked_for())
+    assert bound[0] == bound[1]
+    changed = changed_instructions()
+    refused = {"first", "other", "survey", "clinical"}
+    assert {*changed, *HARMLESS} == {field.name for field in fields(Instruction)}
+    for name, instruction in changed.items():
+        if name in refused:
+            with pytest.raises(MessageError):
+                ask(instruction)
+        else:
+            ask(instruction)
+    assert len(set(bound)) == 1 + len(set(changed) - refused)
+
+
+@pytest.mark.parametrize("strategy", CORRECTED)
+def test_no_strategy_with_a_correction_is_summed_under_masks(strategy: str) -> None:
+    with pytest.raises(ConfigError, match="looks at single updates"):
+        tiny_experiment(secure_aggregation={"enabled": True}, strategy={"name": strategy}, training={"optimizer": "sgd"})

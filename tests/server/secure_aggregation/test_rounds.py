@@ -13,14 +13,17 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
+from pneumofed.client.federation.evaluations import read_evaluations
+from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.client.secure_aggregation.participant import MaskPlan
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import ConfigError, RoundError
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.secure_aggregation.masking import SumVector
-from pneumofed.common.secure_aggregation.protocol import Stage, Step, read_step
+from pneumofed.common.secure_aggregation.protocol import Purpose, Stage, Step, read_step
 from pneumofed.server.report.report import write_report
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
@@ -34,8 +37,8 @@ def experiment(**changes: Any) -> ExperimentConfig:
     return tiny_experiment(**{"rounds": 1, "secure_aggregation": SECURE, **changes})
 
 
-def federation(tmp_path: Path, sites: int = 4) -> TinyFederation:
-    made = TinyFederation(tmp_path, sites=sites)
+def federation(tmp_path: Path, sites: int = 4, patients: int = 8) -> TinyFederation:
+    made = TinyFederation(tmp_path, sites, patients)
     made.give_identities()
     return made
 
@@ -213,6 +216,65 @@ def test_what_a_site_says_that_it_adds_is_signed(tmp_path: Path) -> None:
         made.run("run", experiment(), grid=made.grid(Interfering(turn)))
 
 
+def with_policies(made: TinyFederation) -> dict[int, Path]:
+    """Gives each site a policy that lets all leave, and returns where it lies."""
+    files = {int(path.stem): path.with_suffix(".policy") for path in made.sites.glob("*.yaml")}
+    for number, file in files.items():
+        site = made.sites / f"{number}.yaml"
+        site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "policy": str(file)}))
+        file.write_text(yaml.safe_dump({"min_patients": 1, "min_validation_patients": 1}))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("purpose", "rule", "value"),
+    [
+        ("evaluate", "min_validation_patients", 50),
+        pytest.param("evaluate", "max_evaluations_per_data", 0, marks=pytest.mark.slow),
+        ("evaluate", "quiet_hours", ["00:00-12:00", "12:00-00:00"]),
+        pytest.param("score", "min_validation_patients", 50, marks=pytest.mark.slow),
+        ("score", "max_evaluations_per_data", 3),  # scores count as three answers, and the round's as one
+    ],
+)
+def test_sites_that_may_not_judge_say_so_before_they_count_among_those_who_must_stay(
+    tmp_path: Path, purpose: Purpose, rule: str, value: object
+) -> None:
+    """Of six sites five must stay, so that two that refuse later would leave the other four's answers counted for nothing."""
+    made, steps = federation(tmp_path, sites=6, patients=12), list[tuple[int, Stage]]()
+    files, reference = with_policies(made), purpose == "score"
+
+    def tighten(node: int, step: Step, message: Message) -> Message:
+        if step.stage == "advertise" and node >= 4:
+            files[node].write_text(yaml.safe_dump({"min_patients": 1, "min_validation_patients": 1, rule: value}))
+        steps.append((node, step.stage))
+        return message
+
+    cfg = experiment(evaluation={"hospital_reference": reference})
+    made.run("run", cfg, grid=made.grid(Interfering(tighten, purpose)))
+    assert [stage for node, stage in steps if node >= 4] == ["advertise", "advertise"]
+    kept, line = RunFolder(tmp_path / "run").read_hospital_reference(), history(made, "run")[0]
+    if reference:
+        assert list(there(kept).sites) == ["4 hospitals together"] and not line.failures
+    else:
+        assert there(line.secure_validation).summed == tuple(f"site-{number}" for number in range(4))
+        assert there(line.validation).n and set(line.failures) == {"site-4", "site-5"}
+        assert all(rule in sentence for sentence in line.failures.values())
+    answers = [[version.answers for version in read_evaluations(made.sites / f"site-{number}").versions] for number in range(6)]
+    assert answers == 4 * [[4 if reference else 1]] + 2 * [[1] if reference else []]
+
+
+def test_a_site_without_validation_patients_takes_no_part_in_a_sum_of_statistics(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=4)
+    path = made.sites / "site-3" / "manifest.csv"
+    learning = set(load_site(read_site_config(made.sites / "3.yaml"), experiment()).train.patients)
+    write_manifest(Manifest(tuple(record for record in read_manifest(path).records if record.patient in learning)), path)
+    made.run("run", experiment())
+    line = history(made, "run")[0]
+    assert there(line.secure_sum).summed == ("site-0", "site-1", "site-2", "site-3")
+    told = there(line.secure_validation)
+    assert told.summed == ("site-0", "site-1", "site-2") and told.dropped == {"site-3": "advertise"}
+
+
 def test_scores_in_the_suitability_tests_come_as_one_sum_of_all_patients(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     chosen = {"evaluation": {"hospital_reference": True}}
@@ -385,6 +447,28 @@ def test_a_coordinator_that_tells_two_sets_of_survivors_learns_nothing(tmp_path:
 
     with pytest.raises(RoundError, match="0 of 6 sites helped to unmask"):
         made.run("run", experiment(), grid=made.grid(Interfering(lie)))
+
+
+@pytest.mark.parametrize("other", [[1], [1, 2, 3]], ids=["one", "all but one"])
+def test_sites_that_are_told_another_rate_have_no_sum_with_the_rest(tmp_path: Path, other: list[int]) -> None:
+    """A rate of nearly zero for all but one would make the sum that one's update."""
+    made = federation(tmp_path)
+
+    def slow(node: int, step: Step, message: Message) -> Message:
+        if step.stage == "mask" and node in other:
+            message.content.config_records["config"]["rate-factor"] = 1e-4
+        return message
+
+    with pytest.raises(RoundError, match="broke the agreement"):
+        made.run("run", experiment(rounds=8, training={"schedule": "plateau"}), grid=made.grid(Interfering(slow)))
+
+
+def test_a_site_that_drops_out_of_a_round_at_a_lower_rate_is_survived(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+    never_better = {"schedule": "plateau", "plateau": {"patience_rounds": 0, "min_delta": 100.0}, "final_factor": 0.2}
+    made.run("run", experiment(rounds=3, training=never_better), grid=made.grid(_Dropping(3, 3)))
+    last = history(made, "run")[-1]
+    assert there(last.rate_factor) < 1.0 and there(last.secure_sum).summed == ("site-0", "site-1", "site-2")
 
 
 def test_a_message_in_the_clear_is_refused_in_a_secure_run(tmp_path: Path) -> None:
