@@ -243,14 +243,14 @@ SUMMED = {
 
 
 def asked_for(**changes: Any) -> Instruction:
-    step = Step(stage="mask", purpose="train", identifier=32 * "0").model_dump_json()
+    step = Step.model_validate({"stage": "mask", "purpose": "train", "identifier": 32 * "0"}).model_dump_json()
     return replace(Instruction(tiny_experiment(**SUMMED), 16 * "0", 2, ARRAYS, step=step), **changes)
 
 
 def changed_instructions() -> dict[str, Instruction]:
     """For each field an instruction that differs from `asked_for()` in it alone."""
     images, features = np.random.default_rng(0).random((8, 32, 32), np.float32), np.ones((8, 4), np.float32)
-    step = Step(stage="mask", purpose="train", identifier=32 * "1").model_dump_json()
+    step = Step.model_validate({"stage": "mask", "purpose": "train", "identifier": 32 * "1"}).model_dump_json()
     changes = {
         "experiment": tiny_experiment(**SUMMED, seed=7),
         "run": 16 * "1",
