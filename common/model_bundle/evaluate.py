@@ -189,7 +189,7 @@ def rates_at(found: Predictions, threshold: float, chosen_by: ThresholdPolicyNam
     k-th of n has the Beta distribution that the interval is made of, whatever the scores are like (Wilks 1941, Annals of Mathematical
     Statistics 12:91). Youden's index picks the luckiest rank of all: its interval is the exact one at 99 %, and no more than that. In
     simulations (normal scores, AUROC 0.64 to 0.98, 20 to 1000 patients of each class) it held the truth in 95 % or more; that at 95 % did
-    so in 86 to 98 %. Images of one patient count as one, and patients with unequally many as `effective_number` says.
+    so in 86 to 99 %. Images of one patient count as one, and patients with unequally many as `effective_number` says.
 
     Args:
         found: of the images.
