@@ -45,6 +45,8 @@ def site_init(
         say(f"site folder: {folder}")
         if done.kept:
             say(f"left as they were: {', '.join(done.kept)}")
+        if done.renewed_until:
+            say(f"this site's certificate is renewed until {done.renewed_until:%Y-%m-%d}; it is used from the next start on")
         if done.brought_key:
             say("the kit brought the private key: whoever made it, or saw it on its way, can act as this site")
         opened = SiteFolder.open(folder)

@@ -11,9 +11,11 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import yaml
+from cryptography.exceptions import InvalidSignature
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
@@ -33,6 +35,7 @@ from pneumofed.common.wire.keys import (
 )
 
 SITE_SUBFOLDERS = ("keys", "data", "work")
+CLIENT_CERTIFICATE = "keys/client.crt"
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,15 @@ class SiteFromKit:
     """The public half of the node key that was made in the folder, which the coordinator is to admit."""
     brought_key: bool
     """Whether the kit brought the private node key, so that whoever made it can act as this site."""
+    renewed_until: datetime | None = None
+    """When the certificate ends that took the place of the site's former one; None where none did."""
 
 
 def init_from_kit(folder: Path, kit: Path) -> SiteFromKit:
     """Puts the kit's files into the site folder, and makes the site's key there unless it has one.
+
+    What is there stays, but for the site's own certificate: a kit's takes its place if it is of the same key, of the authority that the
+    folder trusts already, and ends later.
 
     Args:
         folder: the site folder, made if there is none.
@@ -57,9 +65,10 @@ def init_from_kit(folder: Path, kit: Path) -> SiteFromKit:
     Raises:
         ConfigError: the kit is not taken (see `read_kit`), or is for another key than there is.
     """
-    files = read_kit(kit)
+    files = dict(read_kit(kit))
     _check_keys(folder, files)
     _make_folders(folder)
+    renewed_until = _renew(folder, files.pop(CLIENT_CERTIFICATE, None))
     kept = tuple(name for name in sorted(files) if not _put(folder / name, files[name]))
     _put(folder / "policy.yaml", UnpackedFile(default_policy().encode()))
     node, made = folder / "keys" / "node", None
@@ -67,7 +76,7 @@ def init_from_kit(folder: Path, kit: Path) -> SiteFromKit:
         made = write_node_key(node.parent, str(yaml.safe_load(files["site.yaml"].content)["name"]))
     if node.exists() and "client_key" in yaml.safe_load(files["connection.yaml"].content):
         _put(node.with_name("client.key"), UnpackedFile(private_pem(read_private_key(node))))
-    return SiteFromKit(kept, made, "keys/node" in files)
+    return SiteFromKit(kept, made, "keys/node" in files, renewed_until)
 
 
 def _check_keys(folder: Path, files: Mapping[str, UnpackedFile]) -> None:
@@ -82,6 +91,24 @@ def _check_keys(folder: Path, files: Mapping[str, UnpackedFile]) -> None:
         admitted = parse_public_key(files["keys/node.pub"].content, "keys/node.pub of the kit")
         if read_private_key(node).public_key() != admitted:
             raise ConfigError(f"the kit was made for another key than {node}; send {node}.pub to the coordinator")
+
+
+def _renew(folder: Path, new: UnpackedFile | None) -> datetime | None:
+    """Writes the site's certificate where there is none, or where it renews the one there; returns its end in the second case."""
+    path, node = folder / CLIENT_CERTIFICATE, folder / "keys" / "node"
+    if new is None or _put(path, new) or path.read_bytes() == new.content or not node.exists():
+        return None
+    certificate = parse_certificate(new.content, f"{CLIENT_CERTIFICATE} of the kit")
+    try:
+        certificate.verify_directly_issued_by(parse_certificate((folder / "keys" / "ca.crt").read_bytes(), "keys/ca.crt"))
+    except (InvalidSignature, ValueError, TypeError):  # of another authority than this folder's
+        return None
+    ends = certificate.not_valid_after_utc
+    if certificate.public_key() != read_private_key(node).public_key() or ends <= certificate_validity(path)[1]:
+        return None
+    with atomic_write(path) as output:
+        output.write(new.content)
+    return ends
 
 
 def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = None) -> Path:

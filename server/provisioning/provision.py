@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pneumofed.common.config.reader import format_yaml
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import write_file
 from pneumofed.common.ops.render import default_policy, render
 from pneumofed.common.wire.keys import parse_private_key, private_pem, public_pem, read_private_key
 from pneumofed.server.operations.gateway import render_gateway
@@ -197,10 +198,8 @@ def _secrets_of(
         files["keys/node"] = KitFile(identity.private)
     if config.mutual_tls:
         fresh = authority.issue_client(identity.key, site.name, _expiry(config))
-        old = keys / "client.crt"
-        files["keys/client.crt"] = KitFile(
-            old.read_bytes() if old.is_file() and _still_good(old.read_bytes(), fresh, config) else fresh
-        )
+        known = [path.read_bytes() for path in (keys / "client.crt", _last_issued(out, site.name)) if path.is_file()]
+        files["keys/client.crt"] = KitFile(next((old for old in known if _still_good(old, fresh, config)), fresh))
         if identity.private is not None:
             files["keys/client.key"] = KitFile(private_pem(parse_private_key(identity.private, site.name)))
     return files
@@ -259,7 +258,7 @@ def provision(
     """Writes the kits of `config` into `out`, and reports what happened to each.
 
     No private key of a site is made here unless `with_keys`: `pneumofed site init` makes it at the hospital. A kit that is no longer in
-    `out` was handed over: it is left alone until the site's key changes.
+    `out` was handed over: it is left alone until the site's key changes or its certificate is due.
 
     Args:
         config: of the federation; a party is never left out of it, only marked as revoked.
@@ -298,9 +297,20 @@ def _provision_site(
     kit = site_kit(config, site, identity, authority, out)
     if identity is None:
         return _report(out, kit, NO_KEY.format(site.name))
-    if identity.private is None and handed_over:
+    certificate, last = kit.files.get("keys/client.crt"), _last_issued(out, site.name)
+    is_new = certificate is not None and not (last.is_file() and last.read_bytes() == certificate.content)
+    if identity.private is None and handed_over and not is_new:
         return PartyReport(site.name, "handed over", identity.fingerprint)
-    return _report(out, kit, identity.fingerprint + (HOLDS_KEY if identity.private is not None else ""))
+    report = _report(out, kit, identity.fingerprint + (HOLDS_KEY if identity.private is not None else ""))
+    if certificate is not None and is_new:
+        last.parent.mkdir(mode=0o700, exist_ok=True)
+        write_file(last, certificate.content)
+    return report
+
+
+def _last_issued(out: Path, site: str) -> Path:
+    """Copy of the certificate that a site's last kit held: the kit may be handed over and gone when the certificate is due."""
+    return out / "ca" / "clients" / f"{site}.crt"
 
 
 def _check_admitted(config: FederationConfig, admitted: Mapping[str, Path]) -> None:

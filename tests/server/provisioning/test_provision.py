@@ -29,6 +29,7 @@ from pneumofed.common.errors import ConfigError, SecureSumError
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, authority_key, read_roster
 from pneumofed.common.wire.keys import (
     NodeKey,
+    certificate_validity,
     key_fingerprint,
     parse_private_key,
     read_private_key,
@@ -37,6 +38,7 @@ from pneumofed.common.wire.keys import (
 )
 from pneumofed.server.cli.provision import provision_command as command
 from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.provisioning.authority import new_key, open_authority
 from pneumofed.server.provisioning.identities import FederationConfig, read_federation
 from pneumofed.server.provisioning.provision import PartyReport
 from pneumofed.server.provisioning.provision import provision as provision_by_default
@@ -67,6 +69,10 @@ def parties_touched(before: Snapshot, after: Snapshot) -> set[str]:
 
 def outcomes(config: FederationConfig, out: Path) -> dict[str, str]:
     return {report.name: report.outcome for report in provision(config, out)}
+
+
+def days_from_now(days: int) -> datetime:
+    return datetime.now(UTC) + timedelta(days=days)
 
 
 def files_of(folder: Path) -> Iterable[Path]:
@@ -334,6 +340,48 @@ class TestOwnKey:
         shutil.copy(public.with_suffix(""), site / "keys" / "node")
         init_from_kit(site, tmp_path / "kits" / "alpha.tar.gz")
         ssl.create_default_context().load_cert_chain(site / "keys" / "client.crt", site / "keys" / "client.key")
+
+    @pytest.mark.parametrize("kit_is_kept", [True, False])
+    def test_a_certificate_that_is_due_is_renewed_at_the_hospital_by_the_same_command(
+        self, tmp_path: Path, kit_is_kept: bool
+    ) -> None:
+        out, site = tmp_path / "kits", tmp_path / "site"
+        short = federation(sites=SITES[:1], mutual_tls=True, validity_days=20, renew_before_days=5)
+        provision_by_default(short, out)
+        init_from_kit(site, out / "alpha.tar.gz")
+        provision_by_default(short, out, {"alpha": site / "keys" / "node.pub"})
+        assert init_from_kit(site, out / "alpha.tar.gz").renewed_until is None
+        before = certificate_validity(site / "keys" / "client.crt")[1]
+        if not kit_is_kept:
+            shutil.rmtree(out / "alpha")
+            (out / "alpha.tar.gz").unlink()
+        assert [report.outcome for report in provision_by_default(short, out)][1] == (
+            "unchanged" if kit_is_kept else "handed over"
+        )
+        due = federation(sites=SITES[:1], mutual_tls=True, validity_days=400, renew_before_days=30)
+        assert [report.outcome for report in provision_by_default(due, out)][1] == "written"
+        renewed = init_from_kit(site, out / "alpha.tar.gz").renewed_until
+        assert renewed is not None and renewed > before
+        assert certificate_validity(site / "keys" / "client.crt")[1] == renewed
+        ssl.create_default_context().load_cert_chain(site / "keys" / "client.crt", site / "keys" / "client.key")
+
+    @pytest.mark.parametrize("other", ["authority", "key", "shorter"])
+    def test_a_certificate_of_another_authority_or_key_or_an_older_one_renews_nothing(self, tmp_path: Path, other: str) -> None:
+        out, site = tmp_path / "kits", tmp_path / "site"
+        days = {"validity_days": 50, "renew_before_days": 5}
+        provision_by_default(federation(sites=SITES[:1], mutual_tls=True, **days), out)
+        init_from_kit(site, out / "alpha.tar.gz")
+        public = site / "keys" / "node.pub"
+        provision_by_default(federation(sites=SITES[:1], mutual_tls=True, **days), out, {"alpha": public})
+        init_from_kit(site, out / "alpha.tar.gz")
+        before = (site / "keys" / "client.crt").read_bytes()
+        authority = open_authority((tmp_path / "foreign" if other == "authority" else out) / "ca", "test", days_from_now(900))
+        key = new_key() if other == "key" else read_private_key(public.with_suffix(""))
+        certificate = authority.issue_client(key.public_key(), "alpha", days_from_now(10 if other == "shorter" else 400))
+        shutil.copytree(out / "alpha", tmp_path / "kit")
+        (tmp_path / "kit" / "keys" / "client.crt").write_bytes(certificate)
+        assert init_from_kit(site, tmp_path / "kit").renewed_until is None
+        assert (site / "keys" / "client.crt").read_bytes() == before
 
     def test_a_key_made_here_before_leaves_the_kit(self, tmp_path: Path, public: Path) -> None:
         out = tmp_path / "kits"
