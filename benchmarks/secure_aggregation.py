@@ -24,7 +24,7 @@ import numpy as np
 from flwr.app import RecordDict
 
 from pneumofed.common.config.experiment import SecureAggregationConfig, StrategyConfig
-from pneumofed.common.secure_aggregation.masking import SumVector
+from pneumofed.common.secure_aggregation.masking import ALL_PAIRS_UP_TO, SumVector
 from pneumofed.common.secure_aggregation.protocol import REPLY_RECORD, Step, pack_masked
 from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec
 from pneumofed.common.wire.messages import ModelArrays, Presence, Update, content_bytes
@@ -159,7 +159,7 @@ def main() -> None:
         kinds: list[tuple[str, dict[str, Any]]] = [("secure", {})]
         if sites > 3:  # of three all must stay
             kinds.append(("secure, one drops out", {"drop": True}))
-        if sites > 16:
+        if sites > ALL_PAIRS_UP_TO:
             kinds.append(("secure, all pairs", {"neighbours": sites + sites % 2}))
         for what, settings in kinds:
             with tempfile.TemporaryDirectory() as name:

@@ -136,7 +136,8 @@ class SecureAggregationConfig(Section):
     threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
     """Share of the sites (of each site's neighbours, where not all are) that must stay to the end, rounded up, at least three. So many
     sites together with the coordinator could read another's update; more than two thirds also withstands a coordinator that lies about
-    who dropped out, with up to a third of the sites on its side (Bonawitz et al. 2017, section 6.2)."""
+    who dropped out, with up to a third of the sites on its side where all share masks with all (Bonawitz et al. 2017, section 6.2), and
+    with a fifth where each has the `neighbours` that are needed."""
     clip_norm: Positive = 100.0
     """Longest update (L2 norm of the difference from the global weights) that a site sends; longer ones are scaled down and counted.
     Quantisation steps are proportional to it."""
@@ -149,7 +150,7 @@ class SecureAggregationConfig(Section):
     """Largest share of one site in the weighted mean, whoever drops out: no site counts as less than the part of `max_examples` that
     this takes (`common.secure_aggregation.quantization.least_weight`). 1 sets no bound."""
     neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
-    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as
+    """With how many others each site shares masks. Unset: with all up to 100 sites, beyond as many as
     `common.secure_aggregation.masking` needs."""
     stage_timeout_sec: Positive = 60.0
     """Deadline of each step besides training and evaluation, in which sites exchange keys and shares, and find out whether they have

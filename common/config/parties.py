@@ -165,7 +165,7 @@ class SitePolicy(Section):
     """Whether a run is refused in which the coordinator could see this site's update and counts."""
     min_sum_threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
     """Smallest `secure_aggregation.threshold` of a run. Above two thirds a coordinator with up to a third of the sites on its side cannot
-    tell two stories about who survived (Bonawitz et al. 2017, section 6.2)."""
+    tell two stories about who survived (Bonawitz et al. 2017, section 6.2); of more than 100 sites, with up to a fifth."""
     min_sites_in_sum: Annotated[int, Field(ge=3)] = 3
     """Fewest sites whose vectors are added up, this one included, in each sum of updates or validation statistics."""
     max_weight_in_sum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
@@ -175,7 +175,8 @@ class SitePolicy(Section):
     number of sites, and coarse ones leave nothing of the small sites, so that the sum is the largest one's update."""
     min_neighbours: Annotated[int, Field(ge=4)] | None = None
     """With how many others each site of a secure sum must share masks (all of them, where there are fewer). Unset, as many as
-    `common.secure_aggregation.masking.neighbours_needed` says."""
+    `common.secure_aggregation.masking.neighbours_needed` says: all up to 100 sites. A smaller number lets a coordinator that lies read
+    this site's vector with fewer sites on its side."""
     quiet_hours: list[QuietHours] = Field(default_factory=list)
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 

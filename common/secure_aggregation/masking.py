@@ -10,7 +10,8 @@ as sound; they cut a key into three blocks and cost some hundred times as much, 
 
 `neighbourhoods` and `threshold` say who shares masks with whom, and how many must stay: both computed by each site from what all sites
 signed. Up to `ALL_PAIRS_UP_TO` sites everyone is everyone's neighbour (Bonawitz et al. 2017). Beyond, each has k neighbours, k/2 on either
-side of a ring in random order (SecAgg+: Bell et al. 2020, section 3), so that costs grow with the logarithm of the number of sites.
+side of a ring in random order (SecAgg+: Bell et al. 2020, section 3), so that costs grow with the logarithm of the number of sites. That
+paper's k is for a coordinator that keeps to the protocol; ours, which is larger, also for one that tells two stories about who survived.
 """
 
 from __future__ import annotations
@@ -183,11 +184,12 @@ def _weights(places: tuple[int, ...], prime: int) -> tuple[int, ...]:
 
 LEAST_SITES = 3
 """Of two sites, each learns the other's update from the sum."""
-ALL_PAIRS_UP_TO = 16
+ALL_PAIRS_UP_TO = 100
+"""Among all pairs a threshold of more than two thirds withstands a third of the sites; a ring that did would be nearly all pairs."""
 COLLUDING_SHARE, DROPPED_SHARE = 0.2, 0.2
 """Shares of the sites for which the number of neighbours is chosen where there are more than `ALL_PAIRS_UP_TO`."""
 PRIVACY_BITS, LIVENESS_BITS = 40, 10
-"""A sum falls apart into sums of fewer sites, or a secret is learnt, with probability 2^-40; it cannot be had, with 2^-10."""
+"""A sum falls apart into sums of fewer sites, or two secrets of a site are learnt, with probability 2^-40; it cannot be had, with 2^-10."""
 
 
 def threshold(sites: int, fraction: float) -> int:
@@ -222,7 +224,9 @@ def neighbourhoods(sites: Collection[str], cfg: SecureAggregationConfig, seed: b
 def neighbours_needed(sites: int, fraction: float) -> int:
     """Computes the smallest even number of neighbours that keeps to `PRIVACY_BITS` and `LIVENESS_BITS`; all others where none does.
 
-    With `out` sites colluding or dropped, the others fall apart only where two runs of k/2 sites of the ring are all out.
+    With `out` sites colluding or dropped, the others fall apart only where two runs of k/2 sites of the ring are all out. A coordinator
+    that tells some holders of a site that it survived and the others that it dropped out gets one share of each of these, of its seed or
+    of its mask key, and both of each colluding one: it has enough of both where `open_to_two` of the k + 1 holders collude.
 
     Args:
         sites: how many there are.
@@ -234,8 +238,9 @@ def neighbours_needed(sites: int, fraction: float) -> int:
     out = min(colluding + dropped, sites)
     for k in range(4, sites - 1, 2):
         stay = threshold(k + 1, fraction)
+        open_to_two = 2 * stay - (k + 1)
         parted = math.comb(sites, 2) * math.comb(out, k) / math.comb(sites, k)
-        learnt = sites * at_least(stay, colluding, sites - 1, k)
+        learnt = sites * at_least(open_to_two, colluding, sites - 1, k)
         stuck = sites * at_least(k + 2 - stay, dropped, sites - 1, k)
         if max(parted, learnt) <= 2.0**-PRIVACY_BITS and stuck <= 2.0**-LIVENESS_BITS:
             return k

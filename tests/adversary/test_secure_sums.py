@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from pneumofed.common.errors import ConfigError, MessageError, PolicyError, Roun
 from pneumofed.common.model_bundle.suitability import fit_suitability
 from pneumofed.common.secure_aggregation.key_agreement import digest_keys, own_mask, pair_mask, sign_survivors
 from pneumofed.common.secure_aggregation.masking import SumVector, join_shares, threshold
-from pneumofed.common.secure_aggregation.protocol import Shares, Step, SumSession, unpack_masked, unpack_reply
+from pneumofed.common.secure_aggregation.protocol import Confirmation, Shares, Step, SumSession, unpack_masked, unpack_reply
 from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, largest_share
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import ModelArrays
@@ -35,61 +37,93 @@ FIVE = ["alpha", "beta", "gamma", "delta", "epsilon"]
 VICTIM, COLLUDER = "alpha", "epsilon"
 FIRST, SECOND = ["alpha", "beta", "epsilon"], ["delta", "epsilon", "gamma"]
 """Two stories about who survived; the colluder is in both."""
+TWENTY = [f"site-{number:02d}" for number in range(20)]
 
 
 def terms(**changes: Any) -> SecureAggregationConfig:
     return SecureAggregationConfig.model_validate({"enabled": True, **changes})
 
 
-def parties(folder: Path, policy: SitePolicy | None, **changes: Any) -> Parties:
-    made = Parties(folder, FIVE, terms(**changes), {name: random_vector(number) for number, name in enumerate(FIVE)})
+def parties(folder: Path, policy: SitePolicy | None, names: list[str] = FIVE, **changes: Any) -> Parties:
+    made = Parties(folder, names, terms(**changes), {name: random_vector(number) for number, name in enumerate(names)})
     if policy is not None:
         made.policy = policy
         made.sites = {name: replace(site, policy=policy) for name, site in made.sites.items()}
     return made
 
 
-def tell_two_stories(chosen: Parties) -> SumVector:
-    """The victim's vector in the clear, by a coordinator with one site on its side that names two sets of survivors."""
-    chosen.run(until="mask")
-    collector, keys = chosen.collector, chosen.collector.keys
-    with chosen.sites[COLLUDER].folder.step(chosen.session, "masked") as memory:
-        held = memory.held[VICTIM]
-    given: dict[str, Shares] = {}
-    for story in (FIRST, SECOND):
-        signed = sign_survivors(chosen.session, digest_keys(chosen.session, keys.values()), story, chosen.node_keys[COLLUDER])
-        signatures = {COLLUDER: signed}
-        honest = [name for name in story if name != COLLUDER]
-        for name in honest:
-            reply = chosen.answer(name, collector._step("confirm", survivors=story))
-            signatures[name] = str(yaml.safe_load(str(reply.config_records["secure"]["reply"]))["signature"])
-        for name in honest:
-            given[name] = unpack_reply(chosen.answer(name, collector._step("unmask", signatures=signatures)), Shares)
-    places = {name: place for place, name in enumerate(sorted(FIVE), start=1)}
-    seeds = {places[name]: bytes.fromhex(given[name].seeds[VICTIM]) for name in FIRST if name != COLLUDER}
-    masks = {places[name]: bytes.fromhex(given[name].keys[VICTIM]) for name in SECOND if name != COLLUDER}
-    seeds[places[COLLUDER]], masks[places[COLLUDER]] = bytes.fromhex(held.seed), bytes.fromhex(held.key)
-    least = threshold(5, chosen.cfg.threshold)
-    private, vector = join_shares(masks, least), SHAPE.zeros()
-    vector.add(unpack_masked(chosen.seen[f"mask {VICTIM}"], SHAPE))
-    vector.add_mask(own_mask(chosen.session, join_shares(seeds, least), VICTIM), subtract=True)
-    for name in set(FIVE) - {VICTIM}:
-        key, subtracted = pair_mask(chosen.session, private, keys[VICTIM], keys[name], MODEL)
+def tell_two_stories(chosen: Parties, victim: str, colluding: list[str], stories: list[tuple[list[str], list[str]]]) -> SumVector:
+    """The victim's vector in the clear, by a coordinator with `colluding` on its side; a story is who is told it, and who survived in it.
+    The victim does in the first one alone."""
+    session, keys, holders = chosen.session, chosen.collector.keys, chosen.collector.holders[victim]
+    digest, places = digest_keys(session, list(keys.values())), {name: place for place, name in enumerate(sorted(keys), start=1)}
+    seeds, masks = dict[int, bytes](), dict[int, bytes]()
+    for name in set(colluding) & set(holders):
+        with chosen.sites[name].folder.step(session, "masked") as memory:
+            held = memory.held[victim]
+        seeds[places[name]], masks[places[name]] = bytes.fromhex(held.seed), bytes.fromhex(held.key)
+    for told, survivors in stories:
+        signatures = {name: sign_survivors(session, digest, survivors, chosen.node_keys[name]) for name in colluding}
+        for name in told:
+            reply = chosen.answer(name, chosen.collector._step("confirm", survivors=survivors))
+            signatures[name] = unpack_reply(reply, Confirmation).signature
+        for name in told:
+            with suppress(SecureSumError):  # too few of its neighbours were told the same
+                given = unpack_reply(chosen.answer(name, chosen.collector._step("unmask", signatures=signatures)), Shares)
+                for shares, secret in ((given.seeds, seeds), (given.keys, masks)):
+                    if victim in shares:
+                        secret[places[name]] = bytes.fromhex(shares[victim])
+    least, vector = threshold(len(holders), chosen.cfg.threshold), SHAPE.zeros()
+    vector.add(unpack_masked(chosen.seen[f"mask {victim}"], SHAPE))
+    vector.add_mask(own_mask(session, join_shares(seeds, least), victim), subtract=True)
+    private = join_shares(masks, least)
+    for name in set(holders) - {victim}:
+        key, subtracted = pair_mask(session, private, keys[victim], keys[name], MODEL)
         vector.add_mask(key, subtract=not subtracted)
     return vector
 
 
+def two_stories_among_five(chosen: Parties) -> SumVector:
+    chosen.run(until="mask")
+    stories = [([name for name in story if name != COLLUDER], story) for story in (FIRST, SECOND)]
+    return tell_two_stories(chosen, VICTIM, [COLLUDER], stories)
+
+
 def test_a_threshold_of_half_would_give_a_vector_away_and_no_site_accepts_it(tmp_path: Path) -> None:
     lax = parties(tmp_path / "lax", None, threshold=0.51)
-    np.testing.assert_array_equal(tell_two_stories(lax).body, lax.vectors[VICTIM].body)  # what the floor is for
+    np.testing.assert_array_equal(two_stories_among_five(lax).body, lax.vectors[VICTIM].body)  # what the floor is for
     with pytest.raises(PolicyError) as refused:
-        tell_two_stories(parties(tmp_path / "strict", SitePolicy(), threshold=0.51))
+        two_stories_among_five(parties(tmp_path / "strict", SitePolicy(), threshold=0.51))
     assert refused.value.rule == "min_sum_threshold"
 
 
 def test_two_stories_at_the_accepted_threshold_give_nothing(tmp_path: Path) -> None:
     with pytest.raises(SecureSumError, match="3 sites, 4 are needed"):
-        tell_two_stories(parties(tmp_path, SitePolicy()))
+        two_stories_among_five(parties(tmp_path, SitePolicy()))
+
+
+def two_stories_among_twenty(chosen: Parties) -> tuple[str, SumVector]:
+    """By six of twenty, who sit beside their victim in the order of the ring, as in the luckiest of the orders that were tried."""
+    chosen.run(until="mask")
+    digest = digest_keys(chosen.session, list(chosen.collector.keys.values()))
+    ring = sorted(TWENTY, key=lambda name: sha256(digest + name.encode()).digest())
+    victim, colluding = ring[0], [ring[place] for place in (-3, -2, -1, 1, 2, 3)]
+    first, second = [victim, *ring[4:8]], ring[8:17]
+    return victim, tell_two_stories(chosen, victim, colluding, [(first, TWENTY), (second, sorted({*TWENTY} - {victim}))])
+
+
+def test_few_neighbours_would_give_a_vector_away_to_less_than_a_third_and_no_site_accepts_them(tmp_path: Path) -> None:
+    lax = parties(tmp_path / "lax", None, TWENTY, neighbours=12)
+    victim, vector = two_stories_among_twenty(lax)
+    np.testing.assert_array_equal(vector.body, lax.vectors[victim].body)
+    with pytest.raises(PolicyError) as refused:
+        two_stories_among_twenty(parties(tmp_path / "strict", SitePolicy(), TWENTY, neighbours=12))
+    assert refused.value.rule == "min_neighbours"
+
+
+def test_two_stories_among_twenty_give_nothing_to_less_than_a_third(tmp_path: Path) -> None:
+    with pytest.raises(SecureSumError, match="6 shares of a secret, 14 are needed"):  # those of the colluding
+        two_stories_among_twenty(parties(tmp_path, SitePolicy(), TWENTY))
 
 
 @pytest.mark.parametrize("sites", range(3, 120))
@@ -242,21 +276,23 @@ SUMMED = {
 }
 
 
+def mask_step(identifier: str) -> str:
+    return Step.model_validate({"stage": "mask", "purpose": "train", "identifier": identifier}).model_dump_json()
+
+
 def asked_for(**changes: Any) -> Instruction:
-    step = Step.model_validate({"stage": "mask", "purpose": "train", "identifier": 32 * "0"}).model_dump_json()
-    return replace(Instruction(tiny_experiment(**SUMMED), 16 * "0", 2, ARRAYS, step=step), **changes)
+    return replace(Instruction(tiny_experiment(**SUMMED), 16 * "0", 2, ARRAYS, step=mask_step(32 * "0")), **changes)
 
 
 def changed_instructions() -> dict[str, Instruction]:
     """For each field an instruction that differs from `asked_for()` in it alone."""
     images, features = np.random.default_rng(0).random((8, 32, 32), np.float32), np.ones((8, 4), np.float32)
-    step = Step.model_validate({"stage": "mask", "purpose": "train", "identifier": 32 * "1"}).model_dump_json()
     changes = {
         "experiment": tiny_experiment(**SUMMED, seed=7),
         "run": 16 * "1",
         "round": 3,
         "arrays": ModelArrays(np.ones(5, np.float32), ARRAYS.statistics),
-        "step": step,
+        "step": mask_step(32 * "1"),
         "rate_factor": 1e-4,
         "suitability": fit_suitability(images, features, np.zeros((8, 1), np.float32)),
         "first": ARRAYS,

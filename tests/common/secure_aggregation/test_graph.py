@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -27,10 +29,21 @@ def test_neighbours_are_mutual_and_all_have_as_many(sites: int, neighbours: int 
     assert found == neighbourhoods(names(sites)[::-1], cfg, seed)
 
 
-def test_up_to_sixteen_sites_are_all_neighbours_and_more_are_not() -> None:
-    assert neighbours_needed(ALL_PAIRS_UP_TO, 0.67) == ALL_PAIRS_UP_TO - 1
-    assert neighbours_needed(30, 0.67) < 29
-    assert neighbours_needed(1000, 0.67) < 250
+def test_up_to_a_hundred_sites_are_all_neighbours_and_more_are_not() -> None:
+    assert ALL_PAIRS_UP_TO == 100
+    assert all(neighbours_needed(sites, 0.67) == sites - 1 for sites in range(3, 101))
+    assert neighbours_needed(101, 0.67) < 80
+    assert neighbours_needed(1000, 0.67) < 400
+
+
+@pytest.mark.parametrize("sites", [*range(17, 101), *range(101, 1000, 47), 1000])
+def test_no_neighbourhood_is_open_to_two_stories(sites: int) -> None:
+    """Of one site's k + 1 holders the colluding ones give both of its secrets and each other one gives one: t of both are 2t - (k + 1) of
+    them at least. With up to a third of all sites up to a hundred, with a fifth beyond."""
+    neighbours = neighbours_needed(sites, 0.67)
+    colluding = sites // 3 if sites <= 100 else math.ceil(sites / 5)
+    open_to_two = 2 * threshold(neighbours + 1, 0.67) - (neighbours + 1)
+    assert sites * at_least(open_to_two, colluding, sites - 1, neighbours) <= 2.0**-40
 
 
 def test_another_seed_gives_another_graph() -> None:
