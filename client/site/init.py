@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 import yaml
-from cryptography.exceptions import InvalidSignature
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
@@ -99,12 +98,13 @@ def _renew(folder: Path, new: UnpackedFile | None) -> datetime | None:
     if new is None or _put(path, new) or path.read_bytes() == new.content or not node.exists():
         return None
     certificate = parse_certificate(new.content, f"{CLIENT_CERTIFICATE} of the kit")
+    authority = parse_certificate((folder / "keys" / "ca.crt").read_bytes(), "keys/ca.crt")
+    ends, is_own = certificate.not_valid_after_utc, certificate.public_key() == read_private_key(node).public_key()
     try:
-        certificate.verify_directly_issued_by(parse_certificate((folder / "keys" / "ca.crt").read_bytes(), "keys/ca.crt"))
-    except (InvalidSignature, ValueError, TypeError):  # of another authority than this folder's
+        certificate.verify_directly_issued_by(authority)
+    except Exception:  # another authority's: a signature that fails, another issuer, or a kind of key that this one has not
         return None
-    ends = certificate.not_valid_after_utc
-    if certificate.public_key() != read_private_key(node).public_key() or ends <= certificate_validity(path)[1]:
+    if not is_own or ends <= certificate_validity(path)[1]:
         return None
     with atomic_write(path) as output:
         output.write(new.content)

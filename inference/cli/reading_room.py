@@ -66,7 +66,10 @@ def room_clean(room: Room = Path(), json_: Json = False) -> None:
 
     folder = _open(room)
     done = delete_old_cases(
-        Cases(open_room_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
+        Cases(open_room_database(folder.database)),
+        CaseFiles(folder.store, folder.quarantine),
+        folder.settings.retention_days,
+        lambda case: _record(folder, "case-removed", case=case),
     )
     _record(folder, "cleaned", cases=done.cases)
     print_json(asdict(done)) if json_ else say(

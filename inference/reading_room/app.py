@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -26,8 +27,8 @@ from pneumofed.common.files import is_disk_full
 from pneumofed.common.ops.web import is_foreign, security_headers
 from pneumofed.inference.reading_room import routes, routes_images, routes_programs
 from pneumofed.inference.reading_room.errors import RESPONSES, Refusal, add_problem_handlers, error_response
-from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.room import Room, delete_old_cases
+from pneumofed.inference.reading_room.watching import RoomMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -90,10 +91,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _record_removed(room: Room, case: str) -> None:
+    room.record("", "case-removed", case=case)
+
+
 async def _clean_now_and_then(room: Room) -> None:
     while True:
         try:
-            done = await asyncio.to_thread(delete_old_cases, room.cases, room.store, room.settings.retention_days)
+            done = await asyncio.to_thread(
+                delete_old_cases, room.cases, room.store, room.settings.retention_days, partial(_record_removed, room)
+            )
             if done.cases:
                 await asyncio.to_thread(room.record, "", "cleaned", cases=done.cases)
         except Exception as error:  # a task that died would keep patients' images for ever

@@ -1,7 +1,6 @@
 """The room at work: what the routes do, without HTTP.
 
-`Room` holds the parts of one open room. `delete_old_cases` keeps the retention time. `RoomMonitor` passes each new case, and what a reader
-found, to the site's monitor (`pneumofed monitor`); no failure there stops the room.
+`Room` holds the parts of one open room. `delete_old_cases` keeps the retention time.
 
 The audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events. A case that is added,
 read or removed is in the log first: a room that is killed may have a line too many, and never a case that no line knows.
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sqlalchemy import Engine
 
 from pneumofed.common.audit.log import AuditLog
-from pneumofed.common.errors import ImageError, PneumofedError
+from pneumofed.common.errors import ImageError
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.web import Sessions
 from pneumofed.inference.reading_room.cases import Case, Cases, ClinicalRow
@@ -45,17 +44,16 @@ from pneumofed.inference.reading_room.clinical import (
 )
 from pneumofed.inference.reading_room.errors import Refusal, cause_of, error_code, sentence, with_cause
 from pneumofed.inference.reading_room.file_judge import ImageJob
-from pneumofed.inference.reading_room.prometheus import RoomMetrics
-from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
+from pneumofed.inference.reading_room.schema import ErrorCode, ModelInfo, Uploaded
 from pneumofed.inference.reading_room.settings import GIB, CaseFiles, RoomFolder, UploadLimits
 from pneumofed.inference.reading_room.upload import Arrived, Gate
 from pneumofed.inference.reading_room.users import BackOff, Users
 from pneumofed.inference.reading_room.viewing import JudgedFile, write_map
 from pneumofed.inference.reading_room.views import CaseValues, case_row, values_row
+from pneumofed.inference.reading_room.watching import RoomMetrics, RoomMonitor
 from pneumofed.inference.reading_room.worker import Workers
 
 if TYPE_CHECKING:
-    from pneumofed.common.model_bundle.bundle import Bundle
     from pneumofed.inference.monitor.monitor import Monitor
 
 
@@ -143,11 +141,11 @@ class Room:
         """
         if arrived.error:
             return self._refused(index, arrived.error)
-        known = await asyncio.to_thread(self.cases.with_content, arrived.sha256)
-        if known:
-            return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
         try:
             values = read_given(arrived.given, self.clinical) if arrived.given else None
+            if known := await asyncio.to_thread(self.cases.with_content, arrived.sha256):
+                await self._judge_known(known, arrived.given, by)
+                return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
             file = await self.judge(ImageJob(arrived.folder, keep=True, explain=True, values=values), by)
         except ClinicalValueError as error:
             self.metrics.refused(error.problem)
@@ -195,6 +193,14 @@ class Room:
         file = await self.workers.run(ImageJob(folder, explain=True, values=values, stated=False))
         self.metrics.judged(file.judgement.verdict)
         await asyncio.to_thread(self._give, case, values, file, by)
+
+    async def _judge_known(self, identifier: str, given: Mapping[str, GivenValue | None], by: str) -> None:
+        """Values that come with an image that is here already are the case's, unless it has some or another model judged it."""
+        case = await asyncio.to_thread(self.cases.find, identifier) if given else None
+        if case is not None and case.model_digest == self.model.digest:
+            row = await asyncio.to_thread(self.values.latest, case)
+            if row is None or not row.known:
+                await self.give_values(case, given, by)
 
     async def find_evidence(self, case: Case) -> dict[str, Any]:
         """Computes what the case's answer rests on, as `EvidenceView`, or finds it where it was computed before.
@@ -268,17 +274,20 @@ class Cleaned:
     left_behind: int
 
 
-def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: datetime | None = None) -> Cleaned:
+def delete_old_cases(
+    cases: Cases, store: CaseFiles, retention_days: int, record: Callable[[str], None], now: datetime | None = None
+) -> Cleaned:
     """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind.
 
     Args:
-        cases: in the room's database.
-        store: the files of the same room.
+        cases, store: of the same room.
         retention_days: at least 1.
+        record: puts it into the audit log that a case goes, before it does.
         now: with a time zone; the clock without it.
     """
     old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
     for identifier in old:
+        record(identifier)
         cases.remove(identifier)  # first, so that no row names files that are gone
         store.remove(identifier)
     return Cleaned(len(old), store.sweep(cases.ids()))
@@ -286,62 +295,3 @@ def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: d
 
 def _audit_facts(judgement: Judgement) -> dict[str, str]:
     return {"model": judgement.model_digest, "verdict": judgement.verdict}
-
-
-def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:
-    """Opens the monitor that the room's settings name; None where they name none, or where `bundle` has no reference to compare with.
-
-    Args:
-        folder: the room's.
-        bundle: that judges in this room.
-    """
-    from pneumofed.inference.monitor.monitor import Monitor
-
-    if folder.settings.monitor is None:
-        return None
-    try:
-        return Monitor.open(folder.inside(folder.settings.monitor), bundle)
-    except PneumofedError as error:
-        logger.warning("drift is not watched: %s", error)
-        return None
-
-
-class RoomMonitor:
-    """The monitor as the room uses it. What goes wrong is logged by its kind, since its text may quote what is in a file.
-
-    Args:
-        monitor: of the bundle that judges; None watches nothing.
-        failed: called after a failure.
-    """
-
-    def __init__(self, monitor: Monitor | None, failed: Callable[[], None]) -> None:
-        self._monitor, self._failed = monitor, failed
-
-    def judged(self, file: JudgedFile) -> int | None:
-        """Records a judged image; its number in the monitor, or None if it was not recorded."""
-        if self._monitor is None:
-            return None
-        header = file.header
-        try:
-            return self._monitor.record(file.judgement, file.info, patient=header.patient or header.accession or None)
-        except Exception as error:
-            self._tell(error)
-            return None
-
-    def read(self, image: int | None, label: Label) -> None:
-        """Records what a reader found on an image; nothing where the reader is unsure.
-
-        Args:
-            image: its number in the monitor; None where it was not recorded.
-            label: what the reader says; all but `normal` and `unsure` count as pneumonia.
-        """
-        if self._monitor is None or image is None or label == "unsure":
-            return
-        try:
-            self._monitor.record_reading(image, "normal" if label == "normal" else "pneumonia")
-        except Exception as error:
-            self._tell(error)
-
-    def _tell(self, error: Exception) -> None:
-        logger.error("the monitor of drift could not be written: %s", type(error).__name__)
-        self._failed()

@@ -243,6 +243,7 @@ class CaseLine(BaseModel):
     reasons: list[str]
     positive: Positive = Field(description="What its model calls all classes but normal; the probability is of these.")
     likeliest: str | None = Field(description="With the verdict `finding`: the most probable class but normal.")
+    threshold: float = Field(description="At which the case was judged; the room's may be another by now.")
     status: Status
     population: PopulationView | None = Field(description="Null for cases that an earlier version judged.")
     finding: Label | None = Field(description="The latest finding.")
@@ -298,7 +299,6 @@ class CaseDetail(CaseLine):
     """All of one case."""
 
     classes: dict[str, float]
-    threshold: float
     model: str = Field(description="Name of the model that judged it.")
     model_digest: str
     image: ImageFacts

@@ -26,11 +26,12 @@ from pneumofed.common.ops.web import serve_app
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
 from pneumofed.inference.reading_room.clinical import view_columns
-from pneumofed.inference.reading_room.file_judge import SeriesLimits, load_file_judge
-from pneumofed.inference.reading_room.room import Room, open_monitor
+from pneumofed.inference.reading_room.file_judge import SeriesLimits
+from pneumofed.inference.reading_room.room import Room
 from pneumofed.inference.reading_room.schema import ModelInfo
 from pneumofed.inference.reading_room.settings import MIB, RoomFolder, RoomSettings
-from pneumofed.inference.reading_room.worker import Worker, Workers
+from pneumofed.inference.reading_room.watching import open_monitor
+from pneumofed.inference.reading_room.worker import Worker, Workers, load_same_model
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
@@ -54,7 +55,7 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
     trusted = None if settings.trusted is None else [folder.inside(name) for name in settings.trusted]
     unpacked = settings.upload.for_series().file_mb * MIB
     series = SeriesLimits(settings.upload.slices, unpacked, min(MAX_VOLUME_BYTES, settings.worker_memory_mb * MIB // 3))
-    load = partial(load_file_judge, bundle.folder, trusted, settings.precision, series, bundle.manifest.threshold)
+    load = partial(load_same_model, bundle.digest, bundle.folder, trusted, settings.precision, series, bundle.manifest.threshold)
     workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
     folder.make()
     return Room(folder, open_room_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))

@@ -19,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -227,7 +227,10 @@ class CaseFiles:
         """
         before = (time.time() if now is None else now) - ABANDONED_SEC
         orphans = [path for path in self._store.glob("??/*") if path.name not in known]
-        left = [path for path in (*orphans, *self._quarantine.iterdir()) if path.stat().st_mtime < before]
+        left = []
+        for path in (*orphans, *self._quarantine.iterdir()):
+            with suppress(FileNotFoundError):  # of a request that has just ended
+                left += [path] if path.stat().st_mtime < before else []
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
         return len(left)

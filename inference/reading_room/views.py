@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 _LINE = (
     "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "reasons", "finding",
-    "finding_by", "population",
+    "finding_by", "population", "threshold",
 )  # fmt: skip
 
 
@@ -99,7 +99,6 @@ def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
         window_width=file.window.width,
         **answer_columns(judgement),
         **map_columns(file),
-        threshold=min(judgement.threshold, 1.0),
         model=judgement.model,
         model_digest=judgement.model_digest,
         population=judgement.population.to_json(),
@@ -135,6 +134,7 @@ def answer_columns(judgement: Judgement) -> dict[str, Any]:
         "high": found.high if found else NO_NUMBER,
         "classes": dict(found.classes) if found else {},
         "reasons": [reason.value for reason in judgement.reasons],
+        "threshold": min(judgement.threshold, 1.0),  # at which it was judged, also where that is done anew
     }
 
 
@@ -174,7 +174,7 @@ def view_case(
     return schema.CaseDetail.model_validate(
         {
             **_line(case),
-            **{name: getattr(case, name) for name in ("threshold", "model", "model_digest", "has_map", "map_warnings")},
+            **{name: getattr(case, name) for name in ("model", "model_digest", "has_map", "map_warnings")},
             "classes": _if_judged(case.verdict, case.classes, {}),
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window, "facts": facts},

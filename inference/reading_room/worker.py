@@ -22,11 +22,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.errors import BundleError, ImageError, SkipReason
 from pneumofed.common.files import is_disk_full
 from pneumofed.common.ops.lifeline import children_end_with_me
-from pneumofed.inference.reading_room.file_judge import ImageJob
+from pneumofed.inference.reading_room.file_judge import FileJudge, ImageJob, load_file_judge
 from pneumofed.inference.reading_room.viewing import JudgedFile, original_of
 
 logger = logging.getLogger(__name__)
@@ -61,6 +62,23 @@ class Reply:
 
 READY = "ready"
 """What the process says once, before its first reply."""
+
+
+def load_same_model(digest: str, *of: Any) -> FileJudge:
+    """Loads the model for a worker, which may be replaced long after the room was opened: it judges with the same bundle, or not at all.
+
+    Args:
+        digest: of the bundle that the room was opened with.
+        *of: of `load_file_judge`.
+
+    Raises:
+        BundleError: the folder holds another bundle by now, which nobody has checked for this room.
+        ConfigError: a key cannot be read.
+    """
+    judge = load_file_judge(*of)
+    if judge.predictor.bundle.digest != digest:
+        raise BundleError(f"{judge.predictor.bundle.folder} holds another bundle than this room was opened with; start it anew")
+    return judge
 
 
 class Worker:

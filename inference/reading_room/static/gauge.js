@@ -15,12 +15,12 @@ export function verdictChip(case_) {
 }
 
 /** One line of the worklist: number, bar, threshold. */
-export function smallBar(case_, threshold) {
+export function smallBar(case_) {
   if (case_.verdict === "cannot judge") return h("div", { class: "bar void" }, h("span", { class: "unseen", text: t("gauge.none") }));
-  const label = inWords(case_, threshold);
+  const label = inWords(case_, case_.threshold);
   return h("div", { class: "bar-line" },
     h("span", { class: "bar-number", text: percent(case_.probability), "aria-hidden": "true" }),
-    h("div", { class: `bar ${kindOf(case_)}`, role: "img", "aria-label": label, title: label }, ...marks(case_, threshold)));
+    h("div", { class: `bar ${kindOf(case_)}`, role: "img", "aria-label": label, title: label }, ...marks(case_, case_.threshold)));
 }
 
 /** The viewer's drawing, with a scale and the threshold's own words. */

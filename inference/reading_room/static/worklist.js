@@ -113,7 +113,7 @@ function isFiltered() {
 
 function draw() {
   if (!list) return;
-  drawRows(list.cases, threshold);
+  drawRows(list.cases);
   showState(list.cases.length ? "rows" : isFiltered() ? "nothing" : "empty");
   at("filter-clear").hidden = !isFiltered();
   at("list-count").textContent = t("list.count", { total: number(list.total), open: number(list.open) });

@@ -10,11 +10,11 @@ const THUMBNAIL_PX = 96;
 const drawn = new Map();
 
 /** Draws `cases` in their order. */
-export function drawRows(cases, threshold) {
+export function drawRows(cases) {
   const rows = cases.map((case_) => {
-    const mark = JSON.stringify([case_, threshold, currentLanguage(), sentAs(case_.id)]);
+    const mark = JSON.stringify([case_, currentLanguage(), sentAs(case_.id)]);
     const before = drawn.get(case_.id);
-    return before?.mark === mark ? before : { mark, row: drawRow(case_, threshold) };
+    return before?.mark === mark ? before : { mark, row: drawRow(case_) };
   });
   const focused = document.activeElement?.closest?.("tr")?.dataset.case;
   drawn.clear();
@@ -35,7 +35,7 @@ export function studyLine(case_) {
   return [...parts, case_.age_years === null ? "" : age(case_.age_years)].filter(Boolean).join(" · ");
 }
 
-function drawRow(case_, threshold) {
+function drawRow(case_) {
   const picture = h("img", { src: `/api/cases/${case_.id}/image.png?max_side=${THUMBNAIL_PX}`, alt: "", loading: "lazy", decoding: "async" });
   const open = h("a", { class: "open", href: `#/case/${case_.id}` }, h("strong", { text: nameOf(case_) }), unseen(` – ${t("list.open")}`));
   const row = h("tr", { "data-case": case_.id, class: case_.status },
@@ -45,16 +45,16 @@ function drawRow(case_, threshold) {
     h("td", { class: "study" }, h("span", { text: studyLine(case_) || "–" }), h("small", { text: case_.study_date ? day(case_.study_date) : "" })),
     h("td", { class: "arrived", text: moment(case_.arrived) }),
     h("td", { class: "verdict" }, verdictChip(case_)),
-    h("td", { class: "chance" }, ...chanceOf(case_, threshold)),
+    h("td", { class: "chance" }, ...chanceOf(case_)),
     h("td", { class: "reading" }, ...readingOf(case_)));
   row.addEventListener("click", (event) => event.target.closest("a, button") || open.click());
   return row;
 }
 
-function chanceOf(case_, threshold) {
+function chanceOf(case_) {
   const outside = case_.population?.status === "not_judged" ? t("population.short") : "";
-  if (case_.verdict !== "cannot judge") return [smallBar(case_, threshold), outside ? h("small", { text: outside }) : ""];
-  return [smallBar(case_, threshold), h("small", { text: reasonWords(case_.reasons).join(" · ") })];
+  if (case_.verdict !== "cannot judge") return [smallBar(case_), outside ? h("small", { text: outside }) : ""];
+  return [smallBar(case_), h("small", { text: reasonWords(case_.reasons).join(" · ") })];
 }
 
 function readingOf(case_) {

@@ -73,7 +73,7 @@ def test_readers_labels_reach_the_manifest_and_stay_when_the_room_forgets(stage:
         SkipReason.UNCERTAIN_LABEL.value: 1,
     }
     assert manifest_of(site).labels == ("bacterial", "normal")
-    delete_old_cases(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
+    delete_old_cases(stage.room.cases, stage.room.store, 1, lambda _: None, datetime.now(UTC) + timedelta(days=2))
     assert not files_below(stage.room.folder.store)
     assert [read_image(record.path).info.format for record in manifest_of(site).records] == ["dicom", "dicom"]
     assert run_data(site, "feedback", str(stage.room.folder.path))[1]["total"] == 2

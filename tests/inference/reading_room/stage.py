@@ -21,9 +21,10 @@ from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room.app import create_room_app
 from pneumofed.inference.reading_room.cases import open_room_database
 from pneumofed.inference.reading_room.file_judge import FileJudge, load_clinical_network
-from pneumofed.inference.reading_room.room import Room, open_monitor
+from pneumofed.inference.reading_room.room import Room
 from pneumofed.inference.reading_room.serve import model_info
 from pneumofed.inference.reading_room.settings import RoomFolder
+from pneumofed.inference.reading_room.watching import open_monitor
 from pneumofed.inference.reading_room.worker import Read, Workers
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import open_test_bundle, phantom_images

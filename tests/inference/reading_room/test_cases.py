@@ -266,11 +266,27 @@ def test_old_cases_and_what_crashes_left_go(stage: Stage) -> None:
     left = stage.room.folder.quarantine / "left"
     left.mkdir()
     os.utime(left, (0, 0))
-    kept = delete_old_cases(stage.room.cases, stage.room.store, 1)
-    assert (kept.cases, kept.left_behind) == (0, 1)
-    done = delete_old_cases(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
-    assert (done.cases, stage.room.cases.ids()) == (2, set())
+    recorded: list[str] = []
+    kept = delete_old_cases(stage.room.cases, stage.room.store, 1, recorded.append)
+    assert (kept.cases, kept.left_behind, recorded) == (0, 1, [])
+    before = stage.room.cases.ids()
+    done = delete_old_cases(stage.room.cases, stage.room.store, 1, recorded.append, datetime.now(UTC) + timedelta(days=2))
+    assert (done.cases, stage.room.cases.ids(), set(recorded)) == (2, set(), before)
     assert not files_below(stage.room.folder.store)
+
+
+def test_no_old_case_goes_before_the_audit_log_says_so_whatever_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stage.signed_in() as client:
+        upload(client, phantom_png(0), phantom_png(1))
+    before, recorded = stage.room.cases.ids(), list[str]()
+
+    def fail(identifier: str) -> None:
+        raise OSError(5, "I/O error")
+
+    monkeypatch.setattr(stage.room.store, "remove", fail)
+    with pytest.raises(OSError, match="I/O error"):
+        delete_old_cases(stage.room.cases, stage.room.store, 1, recorded.append, datetime.now(UTC) + timedelta(days=2))
+    assert len(before - stage.room.cases.ids()) == 1 and before - stage.room.cases.ids() <= set(recorded)
 
 
 def test_a_full_store_takes_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

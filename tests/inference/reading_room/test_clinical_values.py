@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -17,15 +18,20 @@ from httpx import Response
 
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.experiment import ClinicalConfig
+from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.inference.explain.clinical import explain_jointly
 from pneumofed.inference.predict.clinical_table import values_of
-from pneumofed.inference.reading_room.cases import ClinicalRow
+from pneumofed.inference.reading_room.app import create_room_app
+from pneumofed.inference.reading_room.cases import ClinicalRow, open_room_database
 from pneumofed.inference.reading_room.clinical import ClinicalValueError, named_values, read_given, rebuild_values
-from pneumofed.inference.reading_room.file_judge import load_clinical_network
-from tests.inference.reading_room.stage import Stage, phantom_dicom, phantom_png, problem, upload
+from pneumofed.inference.reading_room.file_judge import FileJudge, SeriesLimits, load_clinical_network
+from pneumofed.inference.reading_room.room import Room
+from pneumofed.inference.reading_room.serve import model_info
+from pneumofed.inference.reading_room.worker import Workers, load_same_model
+from tests.inference.reading_room.stage import Stage, phantom_dicom, phantom_png, problem, sign_in, upload
 from tests.model_bundles import make_bundle
 from tests.tiny import folder_of_process
 
@@ -86,6 +92,52 @@ def test_the_graph_of_the_test_bundle_is_its_network() -> None:
     with torch.no_grad():
         expected = network(normalize(torch.from_numpy(squares), 1), torch.from_numpy(values)).numpy()
     assert predictor.run(squares, values)["logits"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_values_that_come_with_an_image_that_is_here_already_are_the_cases_and_wrong_ones_are_refused(room: Stage) -> None:
+    def again(values: dict[str, Any]) -> dict[str, Any]:
+        data = {"clinical": json.dumps(values)}
+        [done] = client.post("/api/cases", files=[("files", ("image", phantom_png()))], data=data).json()["files"]
+        return dict(done)
+
+    with room.signed_in() as client:
+        case = new_case(client, phantom_png())["id"]
+        assert again({"temperature": 4100})["outcome"] == "refused"
+        assert again({"temperature": 41.0})["outcome"] == "known"
+        assert as_dict(client.get(f"/api/cases/{case}").json())["temperature"] == (41.0, "given")
+        assert again({"temperature": 36.0})["outcome"] == "known"
+        assert as_dict(client.get(f"/api/cases/{case}").json())["temperature"] == (41.0, "given"), (
+            "what a reader may have seen stays"
+        )
+
+
+def test_a_case_has_the_threshold_at_which_it_was_judged_last(room: Stage) -> None:
+    with room.signed_in() as client:
+        case = new_case(client, phantom_png())["id"]
+        first = client.get(f"/api/cases/{case}").json()["threshold"]
+    point = clinical_bundle().manifest.threshold.model_copy(update={"value": 0.9999, "site": "North"})
+    own = clinical_bundle().deciding_at(point)
+    workers = Workers([FileJudge(Predictor(own, threads=1), load_clinical_network(own))])
+    later = Room(room.room.folder, open_room_database(room.room.folder.database), model_info(own), workers, None)
+    with TestClient(create_room_app(later, ["testserver"])) as client:
+        sign_in(client)
+        for values, threshold in ((None, first), ({"temperature": 35.0}, 0.9999)):
+            found = give(client, case, values).json() if values else client.get(f"/api/cases/{case}").json()
+            [line] = client.post("/api/worklist", json={}).json()["cases"]
+            assert line["threshold"] == found["threshold"] == threshold
+            assert (found["verdict"] != "normal") == (found["probability"] >= threshold)
+    later.close()
+
+
+def test_a_worker_that_is_replaced_judges_with_the_bundle_of_the_room_or_not_at_all(tmp_path: Path) -> None:
+    made, other = make_bundle(tmp_path / "bundle"), make_bundle(tmp_path / "other", name="other")
+    opened = load_bundle(made, None)
+    asked = (opened.digest, made, None, "float32", SeriesLimits(), opened.manifest.threshold)
+    assert load_same_model(*asked).predictor.bundle.digest == opened.digest
+    shutil.rmtree(made)
+    shutil.copytree(other, made)
+    with pytest.raises(BundleError, match="another bundle than this room was opened with"):
+        load_same_model(*asked)
 
 
 def test_a_reader_gives_values_and_the_case_is_judged_with_them(room: Stage, tmp_path: Path) -> None:
